@@ -1,0 +1,20 @@
+"""The commands: `python -m maskedgrad demo`, `bench` and `verify`."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+COMMANDS = {"demo": "watch special symbols learn in real text, five ways"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that `arguments` name, and returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m maskedgrad", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"maskedgrad.cli.{name}")
+        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    return options.run(options)

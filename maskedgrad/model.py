@@ -1,0 +1,143 @@
+"""`MaskedModel` and `MaskedTrainStep`: a `train_step` that masks gradients."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
+
+if TYPE_CHECKING:
+    _Model = keras.Model
+else:
+    _Model = object
+
+
+class MaskedTrainStep(_Model):
+    """Gives any `keras.Model` class a `train_step` that masks gradients.
+
+    Put it first among the bases. Equivalent to the `train_step` of Keras, but
+    for one thing: each table's gradient is cut to its trainable rows before
+    anything looks at it, so that a `LossScaleOptimizer` around the
+    `MaskedOptimizer` sees nothing of frozen rows either.
+
+    Example:
+
+    >>> class MaskedSequential(MaskedTrainStep, keras.Sequential):
+    ...     pass
+    >>> model = MaskedSequential([words := keras.layers.Embedding(5, 2)])
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    >>> logs = model.train_on_batch(np.array([[0, 1]]), np.ones((1, 2, 2)))
+    """
+
+    def compile(self, optimizer="rmsprop", *args, trainable_rows=None, **kwargs):
+        """`keras.Model.compile`, with one more argument.
+
+        Args:
+            optimizer: a `MaskedOptimizer`, an optimizer around one, or, if
+                `trainable_rows` is given, the optimizer to wrap.
+            trainable_rows: a mapping from target to rows, as
+                `MaskedOptimizer` takes it.
+            *args: as for `keras.Model.compile`.
+            **kwargs: as for `keras.Model.compile`.
+
+        Raises:
+            ValueError: neither `optimizer` nor `trainable_rows` says which
+                rows train, or both do.
+        """
+        if trainable_rows is not None:
+            optimizer = MaskedOptimizer(optimizer, trainable_rows)
+        elif masked_optimizer_in(optimizer) is None:
+            raise ValueError(
+                "The optimizer masks nothing, so every row would train. Received: "
+                f"optimizer={optimizer!r}. Say which rows train, by "
+                "`compile(..., trainable_rows={layer: ids})` or by "
+                "`MaskedOptimizer(optimizer, trainable_rows={layer: ids})`; "
+                "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
+            )
+        super().compile(optimizer, *args, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a model that is being loaded. Called by Keras."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data):
+        """One step of training. Called by `fit` and `train_on_batch`.
+
+        Args:
+            data: a batch, as `keras.Model.train_step` takes it.
+
+        Returns:
+            The values of the metrics, by name.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(
+                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+            )
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables)
+        self._apply_masked(gradients, variables)
+        self._track_loss(loss, x)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _apply_masked(self, gradients, variables) -> None:
+        if not self.optimizer.built:
+            self.optimizer.build(variables)
+        masked_optimizer = masked_optimizer_in(self.optimizer)
+        masked_optimizer.build(variables)
+        self.optimizer.apply(*masked_optimizer.select_trainable(gradients, variables))
+
+    def _track_loss(self, loss, x) -> None:
+        # Keras divides the loss by the number of replicas; what it shows is the whole.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        batch_size = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=batch_size)
+
+
+@keras.saving.register_keras_serializable(package="maskedgrad")
+class MaskedModel(MaskedTrainStep, keras.Model):
+    """A `keras.Model` whose `train_step` masks gradients.
+
+    Used as `keras.Model` is: `MaskedModel(inputs, outputs)`, or a subclass of
+    it with a `call`. See `MaskedTrainStep`.
+
+    Example:
+
+    >>> inputs = keras.Input((3,), dtype="int32")
+    >>> words = keras.layers.Embedding(5, 2)
+    >>> model = MaskedModel(inputs, words(inputs))
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    """
+
+    def __init__(self, *args, **kwargs):
+        if _are_functional(args, kwargs):
+            # Keras would put its functional class among the bases of this
+            # class itself, and no subclass with a `call` could be made after.
+            if type(self) is MaskedModel:
+                self.__class__ = MaskedFunctional
+            if not issubclass(type(self), _functional_class()):
+                type(self).__bases__ += (_functional_class(),)
+        super().__init__(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="maskedgrad")
+class MaskedFunctional(MaskedModel):
+    """What `MaskedModel(inputs, outputs)` makes, as `keras.Model` makes a functional model."""
+
+
+def _are_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) == 2 or ((len(args) == 1 or "inputs" in kwargs) and "outputs" in kwargs)
+
+
+@functools.cache
+def _functional_class() -> type[keras.Model]:
+    inputs = keras.Input((), name="inputs")
+    return type(keras.Model(inputs, inputs, name="functional"))

@@ -1,0 +1,455 @@
+"""Which rows train: `Rows`, and resolving targets to variables."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+
+class Rows:
+    """An immutable set of row ids of a table, sorted and unique.
+
+    Equivalent to the ids that `numpy.arange(num_rows)[rows]` selects, for any
+    `rows` that names every row at most once.
+
+    Args:
+        rows: the selected rows. Ids (a list, tuple, NumPy integer array or
+            tensor of shape `(K,)`), a boolean mask of shape `(num_rows,)`, a
+            `range`, a `slice`, or another `Rows`.
+        num_rows: int, the number of rows of the table, V.
+
+    Raises:
+        TypeError: `rows` are not integers or booleans.
+        ValueError: an id is negative, out of range or repeated; the array is
+            not of rank 1; or a mask or `Rows` is of another length.
+
+    Example:
+
+    >>> special = Rows([7, 2], num_rows=10)
+    >>> special
+    Rows('2,7', num_rows=10)
+    >>> special.complement().union(special) == Rows(slice(None), num_rows=10)
+    True
+    """
+
+    def __init__(self, rows: Any, num_rows: int):
+        if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
+            raise TypeError(f"`num_rows` must be an int. Received: num_rows={num_rows!r}")
+        if num_rows < 0:
+            raise ValueError(f"`num_rows` must not be negative. Received: num_rows={num_rows}")
+        ids = _ids(canonical(rows), int(num_rows))
+        ids.setflags(write=False)
+        self._ids = ids
+        self._num_rows = int(num_rows)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The row ids: a read-only, ascending int64 array of shape `(K,)`."""
+        return self._ids
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of the table, V."""
+        return self._num_rows
+
+    @property
+    def mask(self) -> np.ndarray:
+        """A boolean array of shape `(num_rows,)`, true at the ids."""
+        mask = np.zeros(self._num_rows, dtype=bool)
+        mask[self._ids] = True
+        return mask
+
+    @property
+    def positions(self) -> np.ndarray:
+        """For each row its index in `ids`, or -1: int32 of shape `(num_rows,)`."""
+        positions = np.full(self._num_rows, -1, dtype=np.int32)
+        positions[self._ids] = np.arange(len(self._ids), dtype=np.int32)
+        return positions
+
+    def complement(self) -> "Rows":
+        """All the other rows of the table."""
+        return Rows(~self.mask, self._num_rows)
+
+    def union(self, other: "Rows") -> "Rows":
+        """The rows of either set. Both must speak of tables of one length."""
+        if not isinstance(other, Rows):
+            raise TypeError(f"`union` takes a `Rows`. Received: {other!r}")
+        _check_length("a `Rows`", other.num_rows, self._num_rows)
+        return Rows(np.union1d(self._ids, other.ids), self._num_rows)
+
+    def get_config(self) -> dict[str, Any]:
+        """A JSON value: `rows` as text, such as `"2,7,10:20"`, and `num_rows`."""
+        return {"rows": _to_text(self._ids), "num_rows": self._num_rows}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Rows":
+        """The inverse of `get_config`."""
+        return cls(_from_text(config["rows"]), config["num_rows"])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
+    def __contains__(self, row: int) -> bool:
+        index = np.searchsorted(self._ids, row)
+        return bool(index < len(self._ids) and self._ids[index] == row)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rows):
+            return NotImplemented
+        return self._num_rows == other._num_rows and np.array_equal(self._ids, other._ids)
+
+    def __hash__(self) -> int:
+        return hash((self._num_rows, self._ids.tobytes()))
+
+    def __repr__(self) -> str:
+        text = _to_text(self._ids)
+        if len(text) > 40:
+            text = f"{text[:37]}..."
+        return f"Rows({text!r}, num_rows={self._num_rows})"
+
+
+class Target(NamedTuple):
+    """A table and the rows of it that train."""
+
+    variable: keras.Variable
+    rows: Rows
+
+
+class SavedTarget(NamedTuple):
+    """A target as a config names it.
+
+    The path of a variable holds names that Keras makes up, and they may differ
+    in a model that is made again. Its place among the trainable variables does
+    not, and Keras restores the state of an optimizer by place too.
+    """
+
+    path: str
+    place: int
+
+
+def canonical(rows: Any) -> "slice | np.ndarray | Rows":
+    """`rows` validated as far as that goes without the length of the table.
+
+    Returns:
+        A slice, a `Rows`, or an array of rank 1 that is boolean (a mask) or
+        int64, ascending and unique (ids).
+    """
+    if isinstance(rows, (Rows, slice)):
+        return rows
+    if isinstance(rows, range):
+        array = np.arange(rows.start, rows.stop, rows.step)
+    else:
+        array = _to_array(rows)
+    if array.ndim != 1:
+        raise ValueError(
+            "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
+            f"Received an array of shape {array.shape}: {_shorten(rows)}"
+        )
+    if array.dtype == bool:
+        return array
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            "Row ids must be integers, and a mask must be boolean. "
+            f"Received dtype {array.dtype}: {_shorten(rows)}. "
+            "Words become ids by their place in the vocabulary; "
+            "ids that were read as floats, by `ids.astype(int)`."
+        )
+    if array.min() < 0:
+        raise ValueError(
+            f"Row ids must not be negative. Received: {_shorten(array[array < 0])}. "
+            "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
+        )
+    ids, counts = np.unique(array.astype(np.int64), return_counts=True)
+    if len(ids) != len(array):
+        raise ValueError(
+            "Row ids must not be repeated. "
+            f"Received more than once: {_shorten(ids[counts > 1])}. "
+            "Use `numpy.unique(ids)` if that is intended."
+        )
+    return ids
+
+
+def resolve_targets(
+    trainable_rows: Mapping[Any, Any], variables: Sequence[keras.Variable]
+) -> list[Target]:
+    """The tables that `trainable_rows` names among `variables`, with their rows.
+
+    Args:
+        trainable_rows: a mapping from target to rows. A target is a layer that
+            owns one table, or the path of a variable: exact, or else a regular
+            expression that matches whole paths, as for
+            `keras.optimizers.OptimizerMap`. Rows are what `Rows` takes.
+        variables: the trainable variables among which the tables are.
+
+    Returns:
+        A list of `Target`, in the order of `variables`.
+
+    Raises:
+        TypeError: a target or its rows are of another type.
+        ValueError: a target names no variable, or one that cannot have rows
+            or does not train; two targets name the same variable; a target
+            selects no row; or the rows do not fit the table.
+    """
+    _check_mapping(trainable_rows)
+    variables = [v for v in variables if isinstance(v, keras.Variable)]
+    found: dict[int, tuple[Any, Target]] = {}
+    for target, rows in trainable_rows.items():
+        for variable in _variables_of(target, variables):
+            if id(variable) in found:
+                raise ValueError(
+                    f"Two targets name the variable {variable.path!r}: "
+                    f"{describe(found[id(variable)][0])} and {describe(target)}. "
+                    "Join their rows under one target."
+                )
+            found[id(variable)] = target, Target(variable, _rows_of(target, variable, rows))
+    return [found[id(v)][1] for v in variables if id(v) in found]
+
+
+def check_trainable_rows(trainable_rows: Mapping[Any, Any]) -> None:
+    """Raises what can be known to be wrong before the optimizer is built."""
+    _check_mapping(trainable_rows)
+    for target, rows in trainable_rows.items():
+        if isinstance(target, keras.Layer):
+            if target.built:
+                _rows_of(target, table_of(target), rows)
+                continue
+        elif not isinstance(target, (str, SavedTarget)):
+            raise TypeError(
+                "A target must be a layer or the path of a variable. "
+                f"Received: {describe(target)}. A variable is named by its path: `variable.path`."
+            )
+        canonical(rows)
+
+
+def table_of(layer: keras.Layer) -> keras.Variable:
+    """The one table that a built layer owns and trains."""
+    if getattr(layer, "lora_enabled", False):
+        raise ValueError(
+            f"{_capitalized(describe(layer))} has LoRA enabled, so its table does not train. "
+            "Use either LoRA or trainable rows for one layer."
+        )
+    if layer.dtype_policy.quantization_mode is not None:
+        raise ValueError(
+            f"{_capitalized(describe(layer))} is quantized, so its table does not train. "
+            "Train the rows first and quantize the model afterwards."
+        )
+    variables = layer.trainable_variables or layer.weights
+    if len(variables) != 1:
+        raise ValueError(
+            f"A layer that is a target must own one table. {_capitalized(describe(layer))} owns "
+            f"{len(variables)} variables{_listing(variables)}Name the table by its path."
+        )
+    if not layer.trainable_variables:
+        raise ValueError(
+            f"The table of {describe(layer)} does not train. "
+            "Set `layer.trainable = True`: only the trainable rows will move."
+        )
+    return variables[0]
+
+
+def describe(target: Any) -> str:
+    """How error messages name a target."""
+    if isinstance(target, keras.Layer):
+        return f"the layer {target.name!r}"
+    return repr(target)
+
+
+def encode_trainable_rows(trainable_rows: Mapping[Any, Any]) -> dict[str, Any]:
+    """`trainable_rows` as a JSON value, by path. See `decode_trainable_rows`."""
+    config: dict[str, Any] = {}
+    for target, rows in trainable_rows.items():
+        encoded = _encode_rows(rows)
+        if isinstance(target, SavedTarget):
+            path, encoded["place"] = target
+        elif isinstance(target, keras.Layer):
+            path = _path_of_table(target)
+        else:
+            path = target
+        if path in config:
+            raise ValueError(
+                "Tables of one path cannot be told apart in a config. "
+                f"Received: two tables of the path {path!r}. Give their layers different names."
+            )
+        config[path] = encoded
+    return config
+
+
+def decode_trainable_rows(config: Mapping[str, Any]) -> dict[Any, Any]:
+    """The inverse of `encode_trainable_rows`."""
+    return {
+        SavedTarget(path, rows["place"]) if "place" in rows else path: _decode_rows(rows)
+        for path, rows in config.items()
+    }
+
+
+def _path_of_table(layer: keras.Layer) -> str:
+    return table_of(layer).path if layer.built else f"(.*/)?{re.escape(layer.name)}/[^/]+"
+
+
+def _encode_rows(rows: Any) -> dict[str, Any]:
+    rows = canonical(rows)
+    if isinstance(rows, Rows):
+        return rows.get_config()
+    if isinstance(rows, slice):
+        parts = [rows.start, rows.stop, rows.step]
+        return {"rows": ":".join("" if part is None else str(part) for part in parts)}
+    if rows.dtype == bool:
+        return Rows(rows, len(rows)).get_config()
+    return {"rows": _to_text(rows)}
+
+
+def _decode_rows(config: Mapping[str, Any]) -> Any:
+    if "num_rows" in config:
+        return Rows.from_config(config)
+    return _from_text(config["rows"])
+
+
+def _ids(rows: "slice | np.ndarray | Rows", num_rows: int) -> np.ndarray:
+    if isinstance(rows, slice):
+        return np.sort(np.arange(num_rows, dtype=np.int64)[rows])
+    if isinstance(rows, Rows):
+        _check_length("a `Rows`", rows.num_rows, num_rows)
+        return rows.ids
+    if rows.dtype == bool:
+        _check_length("a boolean mask", len(rows), num_rows)
+        return np.flatnonzero(rows)
+    if len(rows) and rows[-1] >= num_rows:
+        raise ValueError(
+            f"Row ids must be below {num_rows}, the number of rows of the table. "
+            f"Received: {_shorten(rows[rows >= num_rows])}"
+        )
+    return rows
+
+
+def _to_array(rows: Any) -> np.ndarray:
+    if isinstance(rows, (str, bytes, Mapping, set, frozenset)) or rows is None:
+        raise TypeError(
+            "Rows must be a sequence of ids, a boolean mask, a `range`, a `slice` or a `Rows`. "
+            f"Received: {_shorten(rows)}"
+        )
+    try:
+        return np.asarray(rows)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TypeError(f"Rows must be known numbers. Received: {_shorten(rows)}") from error
+
+
+def _rows_of(target: Any, variable: keras.Variable, rows: Any) -> Rows:
+    if len(variable.shape) == 0:
+        raise ValueError(
+            f"{_capitalized(describe(target))} names {variable.path!r}, "
+            "which is a scalar and has no rows."
+        )
+    try:
+        resolved = Rows(rows, variable.shape[0])
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"The rows given for {describe(target)}: {error}") from error
+    if not len(resolved):
+        raise ValueError(
+            f"{_capitalized(describe(target))} is given no row at all. Received: {_shorten(rows)}. "
+            "To freeze a whole table set `trainable = False` on its layer."
+        )
+    return resolved
+
+
+def _variables_of(target: Any, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    if isinstance(target, keras.Layer):
+        return [_table_among(target, variables)]
+    if isinstance(target, SavedTarget):
+        matches = [v for v in variables if v.path == target.path]
+        return matches if len(matches) == 1 else list(variables[target.place : target.place + 1])
+    matches = [v for v in variables if v.path == target] or _matching(target, variables)
+    if not matches:
+        raise ValueError(
+            f"The target {target!r} matches none of the variables that are trained"
+            f"{_listing(variables)}A variable of a frozen layer is not among them."
+        )
+    return matches
+
+
+def _table_among(layer: keras.Layer, variables: Sequence[keras.Variable]) -> keras.Variable:
+    if not layer.built:
+        raise ValueError(
+            f"{_capitalized(describe(layer))} is not built, so it is not part of what is trained. "
+            "Is it the layer that the model uses?"
+        )
+    table = table_of(layer)
+    if not any(v is table for v in variables):
+        raise ValueError(
+            f"The table of {describe(layer)}, {table.path!r}, is not among the variables "
+            f"that are trained{_listing(variables)}Is it the layer that the model uses, "
+            "and is every layer and model around it trainable?"
+        )
+    return table
+
+
+def _matching(pattern: str, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    try:
+        return [v for v in variables if re.fullmatch(pattern, v.path)]
+    except re.error as error:
+        raise ValueError(
+            f"{pattern!r} is neither the path of a variable nor a regular expression "
+            f"({error}). The paths are{_listing(variables)}"
+        ) from error
+
+
+def _check_mapping(trainable_rows: Any) -> None:
+    if not isinstance(trainable_rows, Mapping):
+        raise TypeError(
+            "`trainable_rows` must be a mapping from target to rows, such as "
+            f"`{{embedding_layer: [3, 7]}}`. Received: {_shorten(trainable_rows)}"
+        )
+    if not trainable_rows:
+        raise ValueError("`trainable_rows` must name at least one table. Received: {}")
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _check_length(what: str, length: int, num_rows: int) -> None:
+    if length != num_rows:
+        raise ValueError(
+            f"{_capitalized(what)} must be of the length of the table, {num_rows}. "
+            f"Received: {what} of length {length}"
+        )
+
+
+def _listing(variables: Sequence[keras.Variable]) -> str:
+    if not variables:
+        return ". "
+    return ":\n" + "".join(f"  {v.path}  {tuple(v.shape)}\n" for v in variables)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _to_text(ids: np.ndarray) -> str:
+    """Ascending ids as text: single ids and half-open runs, `"2,7,10:20"`."""
+    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
+    starts = ids[np.concatenate([[0], breaks])] if len(ids) else ids
+    stops = ids[np.concatenate([breaks - 1, [-1]])] + 1 if len(ids) else ids
+    return ",".join(
+        str(start) if stop - start == 1 else f"{start}:{stop}"
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    )
+
+
+def _from_text(text: str) -> "slice | np.ndarray":
+    """The inverse of `_to_text`, and of a single slice such as `"-3::"`."""
+    if text.count(":") == 2 and "," not in text:
+        return slice(*(int(n) if n else None for n in text.split(":")))
+    runs = [part.partition(":") for part in text.split(",")] if text else []
+    starts = np.array([start for start, _, _ in runs], dtype=np.int64)
+    stops = np.array([int(stop) if colon else int(start) + 1 for start, colon, stop in runs])
+    lengths = stops - starts
+    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + offsets
