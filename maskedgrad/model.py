@@ -9,7 +9,7 @@ import tensorflow as tf
 from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
 
 if TYPE_CHECKING:
-    _Model = keras.Model
+    from keras import Model as _Model
 else:
     _Model = object
 
