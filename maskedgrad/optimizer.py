@@ -101,7 +101,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         self._plan.set_tables(targets, variables)
         self._plan.exclude_from_weight_decay(self.inner_optimizer)
         self.inner_optimizer.build(self._plan.compact_variables(variables))
-        super().build(variables)
+        # Keras would record the variables here, and every checkpoint would hold them.
+        super().build([])
 
     def apply(self, grads: Iterable[Gradient], trainable_variables=None) -> None:
         """One step of the inner optimizer on what trains.
@@ -342,7 +343,7 @@ class _Plan:
         if self.decay_exclusions is None:
             return
         var_list, var_names = self.decay_exclusions
-        for optimizer in _leaves(inner_optimizer):
+        for optimizer in _nested(inner_optimizer):
             optimizer.exclude_from_weight_decay(
                 var_list=self.compact_variables(var_list), var_names=var_names
             )
@@ -396,13 +397,14 @@ def _outside_of_graphs(function: Callable[[], None]) -> None:
         executor.submit(call_in_scope).result()
 
 
-def _leaves(optimizer: keras.optimizers.Optimizer) -> Iterator[keras.optimizers.Optimizer]:
-    inner = getattr(optimizer, "inner_optimizer", None)
-    children = [inner] if inner is not None else getattr(optimizer, "optimizers", [])
-    if not children:
-        yield optimizer
-    for child in children:
-        yield from _leaves(child)
+def _nested(optimizer: Any) -> Iterator[Any]:
+    """The optimizer, and those that it wraps at any depth."""
+    yield optimizer
+    inner_optimizer = getattr(optimizer, "inner_optimizer", None)
+    if inner_optimizer is not None:
+        yield from _nested(inner_optimizer)
+    for child in getattr(optimizer, "optimizers", []):
+        yield from _nested(child)
 
 
 def _check_backend() -> None:
@@ -426,9 +428,7 @@ def _checked_inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
             f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. "
             "Optimizers of `tf_keras` and of PyTorch have a counterpart in `keras.optimizers`."
         )
-    if masked_optimizer_in(optimizer) is not None or any(
-        isinstance(leaf, MaskedOptimizer) for leaf in _leaves(optimizer)
-    ):
+    if any(isinstance(nested, MaskedOptimizer) for nested in _nested(optimizer)):
         raise ValueError(
             "`inner_optimizer` must not mask rows itself. Received: a `MaskedOptimizer`. "
             "Name all the tables in the `trainable_rows` of one."

@@ -361,13 +361,15 @@ def _rows_of(target: Any, variable: keras.Variable, rows: Any) -> Rows:
 def _variables_of(target: Any, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     if isinstance(target, keras.Layer):
         return [_table_among(target, variables)]
-    if isinstance(target, SavedTarget):
-        matches = [v for v in variables if v.path == target.path]
-        return matches if len(matches) == 1 else list(variables[target.place : target.place + 1])
-    matches = [v for v in variables if v.path == target] or _matching(target, variables)
+    path, place = target if isinstance(target, SavedTarget) else (target, None)
+    matches = [v for v in variables if v.path == path]
+    if place is not None and len(matches) != 1:
+        matches = list(variables[place : place + 1])
+    elif not matches:
+        matches = _matching(path, variables)
     if not matches:
         raise ValueError(
-            f"The target {target!r} matches none of the variables that are trained"
+            f"The target {path!r} matches none of the variables that are trained"
             f"{_listing(variables)}A variable of a frozen layer is not among them."
         )
     return matches
@@ -448,8 +450,8 @@ def _from_text(text: str) -> "slice | np.ndarray":
     if text.count(":") == 2 and "," not in text:
         return slice(*(int(n) if n else None for n in text.split(":")))
     runs = [part.partition(":") for part in text.split(",")] if text else []
-    starts = np.array([start for start, _, _ in runs], dtype=np.int64)
-    stops = np.array([int(stop) if colon else int(start) + 1 for start, colon, stop in runs])
-    lengths = stops - starts
+    starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
+    stops = [int(stop) if colon else int(start) + 1 for start, colon, stop in runs]
+    lengths = np.array(stops, dtype=np.int64) - starts
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(starts, lengths) + offsets

@@ -1,0 +1,32 @@
+"""What every test shares: quiet TensorFlow, and the two Hypothesis profiles."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+COMMON = {
+    "deadline": None,  # the first example of a shape pays for what TensorFlow compiles
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+    "phases": [phase for phase in Phase if phase is not Phase.explain],  # slow, and rarely used
+    "print_blob": True,
+}
+# `python -m pytest --hypothesis-profile=thorough` draws 25 times as many examples.
+settings.register_profile(
+    "default", max_examples=12, stateful_step_count=12, derandomize="CI" in os.environ, **COMMON
+)
+settings.register_profile("thorough", max_examples=300, stateful_step_count=30, **COMMON)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Names, seeds and policies of one test do not reach the next."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)

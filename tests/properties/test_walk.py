@@ -1,0 +1,90 @@
+"""Random walks over everything that can happen to a table between two steps."""
+
+import keras
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from maskedgrad import MaskedOptimizer
+from tests.properties.oracle import Pair
+from tests.properties.strategies import (
+    DTYPES,
+    gradients,
+    kernel_gradients,
+    optimizer_classes,
+    optimizers,
+    tables,
+)
+
+
+class Walk(RuleBasedStateMachine):
+    """After each move the frozen rows hold their bits, and all else is as in the oracle."""
+
+    @initialize(data=st.data(), cls=st.sampled_from(optimizer_classes()))
+    def begin(self, data, cls):
+        self.spec = data.draw(optimizers(cls))
+        self.pair = Pair(self.spec, data.draw(tables(DTYPES)))
+
+    def _step(self, data, kind):
+        table = self.pair.table
+        gradient = data.draw(gradients(table, kinds=(kind,)))
+        self.pair.step(*gradient, data.draw(kernel_gradients(table)))
+
+    @rule(data=st.data())
+    def dense_step(self, data):
+        self._step(data, "dense")
+
+    @rule(data=st.data())
+    def sparse_step(self, data):
+        self._step(data, "sparse")
+
+    @rule(data=st.data())
+    def poisoned_step(self, data):
+        table = self.pair.table
+        gradient = data.draw(gradients(table, kinds=("dense", "sparse"), poisoned=True))
+        self.pair.step(*gradient, data.draw(kernel_gradients(table)))
+
+    @rule(data=st.data())
+    def none_step(self, data):
+        self._step(data, "none")
+
+    @precondition(lambda self: self.spec.has_settable_learning_rate)
+    @rule(learning_rate=st.sampled_from([0.0, 0.01, 1.0]))
+    def change_learning_rate(self, learning_rate):
+        self.pair.oracle.learning_rate = learning_rate
+        self.pair.optimizer.learning_rate = learning_rate
+
+    @rule(seed=st.integers(0, 2**32 - 1))
+    def assign_a_trainable_row(self, seed):
+        table, random = self.pair.table, np.random.default_rng(seed)
+        row = random.integers(len(table.ids))
+        value = random.normal(size=table.values.shape[1:]).astype(table.values.dtype)
+        for variable, index in zip(
+            [self.pair.variables[0], self.pair.oracle_variables[0]],
+            [table.ids[row], row],
+            strict=True,
+        ):
+            values = variable.numpy()
+            values[index] = value
+            variable.assign(values)
+
+    @rule()
+    def finalize(self):
+        self.pair.finalize()
+
+    @rule()
+    def save_and_restore(self):
+        saved = [variable.numpy() for variable in self.pair.optimizer.variables]
+        config = keras.saving.serialize_keras_object(self.pair.optimizer)
+        restored = keras.saving.deserialize_keras_object(config)
+        assert isinstance(restored, MaskedOptimizer)
+        restored.build(self.pair.variables)
+        restored.set_weights(saved)
+        self.pair.optimizer = restored
+
+    @invariant()
+    def nothing_but_what_trains_has_changed(self):
+        self.pair.check()
+
+
+TestWalk = Walk.TestCase

@@ -1,0 +1,43 @@
+"""The examples of the docstrings, of the README and of the docs give what they say."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import maskedgrad
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(maskedgrad.__path__, "maskedgrad.")
+    if not module.name.endswith("__main__")
+]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings(name):
+    shared = {"keras": keras, "np": np, "tf": tf, **vars(maskedgrad)}
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, extraglobs=shared, optionflags=doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+def test_every_public_name_has_an_example():
+    for name in maskedgrad.__all__:
+        assert ">>>" in getattr(maskedgrad, name).__doc__, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_of_pages(page, tmp_path, monkeypatch):
+    """The Python blocks of a page run from top to bottom, as one program."""
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S))
+    exec(compile(program, page.name, "exec"), {"__name__": "__main__"})  # noqa: S102

@@ -1,0 +1,55 @@
+"""Gradients are masked by selection: what a frozen row holds reaches nothing."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskedgrad import Rows, mask_gradients
+from maskedgrad.gradients import compact_gradient
+from tests.properties.strategies import TABLE_PATH, assert_same_bits, gradients, tables
+
+
+@given(data=st.data(), in_graph=st.booleans())
+def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
+    table = data.draw(tables())
+    gradient, expected = data.draw(gradients(table))
+    rows = Rows(table.ids, len(table.values))
+    select = tf.function(compact_gradient) if in_graph else compact_gradient
+    actual = select(gradient, tf.constant(rows.ids), tf.constant(rows.positions))
+    if expected is None:
+        assert actual is None
+    else:
+        assert_same_bits(actual, expected, "the compact gradient")
+
+
+@given(data=st.data(), in_graph=st.booleans())
+def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data, in_graph):
+    table = data.draw(tables())
+    gradient, _ = data.draw(gradients(table))
+    variables = [table.variable(), keras.Variable([1.0], name="other")]
+    other = tf.constant([float("nan")])
+
+    def mask(gradient):
+        return mask_gradients([gradient, other], variables, {TABLE_PATH: table.ids})
+
+    masked, untouched = (tf.function(mask) if in_graph else mask)(gradient)
+    assert_same_bits(untouched, other, "a variable that no target names")
+    if gradient is None:
+        assert masked is None
+    elif isinstance(gradient, tf.IndexedSlices):
+        kept = np.isin(gradient.indices, table.ids)
+        assert isinstance(masked, tf.IndexedSlices)
+        assert_same_bits(masked.indices, gradient.indices.numpy()[kept], "ids")
+        assert_same_bits(masked.values, gradient.values.numpy()[kept], "slices")
+        assert_same_bits(masked.dense_shape, gradient.dense_shape, "shape")
+    else:
+        assert_same_bits(masked.numpy()[table.ids], gradient.numpy()[table.ids], "trainable")
+        assert not masked.numpy()[table.frozen].any()
+
+
+def test_gradients_and_variables_must_be_of_one_length():
+    with pytest.raises(ValueError, match="one length"):
+        mask_gradients([None], [], {"table": [1]})

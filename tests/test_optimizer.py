@@ -1,0 +1,360 @@
+"""The wrapper is a Keras optimizer, and refuses what it cannot mean."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maskedgrad import MaskedOptimizer, Rows
+from maskedgrad.optimizer import masked_optimizer_in
+from tests.properties.strategies import assert_same_bits
+
+IDS = [1, 4]
+
+
+def built_layer(name="words", rows=6, **arguments):
+    layer = keras.layers.Embedding(rows, 3, name=name, **arguments)
+    layer.build()
+    return layer
+
+
+def kernel():
+    with keras.name_scope("dense"):
+        return keras.Variable(np.ones((2, 2)), dtype="float32", name="kernel")
+
+
+def dense_gradients(*variables):
+    return [tf.ones(variable.shape, variable.dtype) for variable in variables]
+
+
+# ---- a Keras optimizer ----
+
+
+@pytest.mark.parametrize("identifier", ["adamw", {"class_name": "Adam", "config": {}}])
+def test_the_inner_optimizer_is_what_keras_optimizers_get_takes(identifier):
+    optimizer = MaskedOptimizer(identifier, {built_layer(): IDS})
+    assert isinstance(optimizer, keras.optimizers.Optimizer)
+    assert isinstance(optimizer.inner_optimizer, keras.optimizers.Optimizer)
+    assert keras.optimizers.get(optimizer) is optimizer
+
+
+def test_the_learning_rate_is_the_inner_one():
+    optimizer = MaskedOptimizer(keras.optimizers.SGD(0.5), {built_layer(): IDS})
+    assert float(optimizer.learning_rate) == 0.5
+    optimizer.learning_rate = 0.25
+    assert float(optimizer.inner_optimizer.learning_rate) == 0.25
+    schedule = keras.optimizers.schedules.ExponentialDecay(1.0, 1, 0.5)
+    layer = built_layer()
+    optimizer = MaskedOptimizer(keras.optimizers.SGD(schedule), {layer: IDS})
+    optimizer.apply(dense_gradients(layer.embeddings), [layer.embeddings])
+    assert float(optimizer.learning_rate) == 0.5
+    with pytest.raises(TypeError, match="not settable"):
+        optimizer.learning_rate = 1.0
+
+
+def test_iterations_count_steps_and_apply_gradients_returns_them():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    pairs = list(zip(dense_gradients(layer.embeddings), [layer.embeddings], strict=True))
+    assert [int(optimizer.apply_gradients(pairs)) for _ in range(3)] == [1, 2, 3]
+    assert int(optimizer.iterations) == 3
+
+
+def test_the_state_is_that_of_the_trainable_rows():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("adam", {layer: IDS})
+    optimizer.build([layer.embeddings])
+    shapes = [tuple(variable.shape) for variable in optimizer.variables]
+    assert shapes == [(), (), (2, 3), (2, 3)]
+    assert not any(variable is layer.embeddings for variable in optimizer.variables)
+
+
+def test_a_checkpoint_holds_no_table(tmp_path):
+    layer = built_layer(rows=997)
+    optimizer = MaskedOptimizer("adam", {layer: IDS})
+    optimizer.build([layer.embeddings])
+    path = tf.train.Checkpoint(optimizer=optimizer).write(str(tmp_path / "checkpoint"))
+    shapes = dict(tf.train.list_variables(path)).values()
+    assert not any(997 in shape for shape in shapes)
+
+
+def test_a_second_build_changes_nothing():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("adam", {layer: IDS})
+    optimizer.build([layer.embeddings])
+    variables = optimizer.variables
+    optimizer.build([layer.embeddings])
+    assert all(a is b for a, b in zip(variables, optimizer.variables, strict=True))
+
+
+def test_apply_without_variables_means_those_of_build():
+    layer, other = built_layer(), kernel()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    with pytest.raises(ValueError, match="must be given the variables"):
+        optimizer.apply(dense_gradients(layer.embeddings))
+    optimizer.build([layer.embeddings, other])
+    before = other.numpy()
+    optimizer.apply(dense_gradients(layer.embeddings, other))
+    assert (other.numpy() < before).all()
+
+
+def test_no_gradients_at_all_is_no_step():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    optimizer.apply([], [])
+    assert not optimizer.built
+
+
+def test_gradients_and_variables_must_be_of_one_length():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    optimizer.build([layer.embeddings])
+    before = layer.embeddings.numpy()
+    with pytest.raises(ValueError, match="zip"):
+        optimizer.apply([*dense_gradients(layer.embeddings), None], [layer.embeddings])
+    assert_same_bits(layer.embeddings, before, "the table")
+
+
+def test_a_variable_that_was_not_built_is_refused():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    optimizer.build([layer.embeddings])
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply(dense_gradients(kernel()), [kernel()])
+
+
+def test_the_loss_is_scaled_by_the_inner_optimizer():
+    inner = keras.optimizers.SGD(loss_scale_factor=8.0)
+    optimizer = MaskedOptimizer(inner, {built_layer(): IDS})
+    assert float(optimizer.scale_loss(2.0)) == 16.0
+    assert optimizer.loss_scale_factor == 8.0
+    keras.optimizers.LossScaleOptimizer(optimizer)  # it takes scaling over from what it wraps
+    assert inner.loss_scale_factor is None
+
+
+def test_set_weights_restores_the_state_through_any_wrapper():
+    layer = built_layer()
+    inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    optimizer = MaskedOptimizer(inner, {layer: IDS})
+    with pytest.raises(ValueError, match="built optimizer"):
+        optimizer.set_weights([])
+    optimizer.apply(dense_gradients(layer.embeddings), [layer.embeddings])
+    saved = [variable.numpy() for variable in optimizer.variables]
+    optimizer.apply(dense_gradients(layer.embeddings), [layer.embeddings])
+    optimizer.set_weights(saved)
+    for variable, value in zip(optimizer.variables, saved, strict=True):
+        assert_same_bits(variable, value, variable.path)
+    with pytest.raises(ValueError, match="shapes"):
+        optimizer.set_weights(saved[:-1])
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
+@pytest.mark.parametrize("how", ["table", "other", "table by name", "other by name"])
+def test_weight_decay_can_be_excluded(how, wrap):
+    layer, other = built_layer(), kernel()
+    variables = [layer.embeddings, other]
+    inner = wrap(keras.optimizers.SGD(0.5, weight_decay=0.5))
+    optimizer = MaskedOptimizer(inner, {layer: IDS})
+    excluded = variables[0 if how.startswith("table") else 1]
+    if how.endswith("name"):
+        optimizer.exclude_from_weight_decay(var_names=[excluded.name])
+    else:
+        optimizer.exclude_from_weight_decay(var_list=[excluded])
+    before = [variable.numpy() for variable in variables]
+    optimizer.apply([tf.zeros(variable.shape) for variable in variables], variables)
+    changed = [
+        (variable.numpy() != value).any() for variable, value in zip(variables, before, strict=True)
+    ]
+    assert changed == [excluded is not variable for variable in variables]
+    with pytest.raises(ValueError, match="before the optimizer is built"):
+        optimizer.exclude_from_weight_decay(var_names=["kernel"])
+
+
+def test_optimizers_route_a_table_by_its_own_path_and_name():
+    layer = built_layer()
+    seen = []
+
+    def choose(variable):
+        seen.append((variable.path, variable.name, variable.value.name, tuple(variable.shape)))
+        return keras.optimizers.SGD()
+
+    optimizer = MaskedOptimizer(keras.optimizers.MultiOptimizer(choose), {layer: IDS})
+    with keras.name_scope("somewhere"):
+        optimizer.build([layer.embeddings])
+    table = layer.embeddings
+    assert seen == [(table.path, table.name, table.value.name, (2, 3))]
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_config_makes_the_same_optimizer(built):
+    layer = built_layer()
+    optimizer = MaskedOptimizer(
+        keras.optimizers.AdamW(0.125, clipnorm=2.0), {layer: IDS}, name="mine"
+    )
+    if built:
+        optimizer.build([layer.embeddings])
+    config = keras.saving.serialize_keras_object(optimizer)
+    assert config["registered_name"] == "maskedgrad>MaskedOptimizer"
+    again = keras.saving.deserialize_keras_object(config)
+    assert keras.saving.serialize_keras_object(again) == config
+    again.build([layer.embeddings])
+    assert again.trainable_rows == {"words/embeddings": Rows(IDS, 6)}
+    assert again.name == "mine"
+    assert again.inner_optimizer.get_config() == optimizer.inner_optimizer.get_config()
+
+
+def test_a_config_of_an_unbuilt_layer_finds_its_table_by_name():
+    layer = keras.layers.Embedding(6, 3, name="words")
+    config = MaskedOptimizer("sgd", {layer: slice(-2, None)}).get_config()
+    again = MaskedOptimizer.from_config(config)
+    again.build([kernel(), built_layer().embeddings])
+    assert again.trainable_rows == {"words/embeddings": Rows([4, 5], 6)}
+
+
+def test_the_optimizer_inside_others_is_found():
+    optimizer = MaskedOptimizer("sgd", {built_layer(): IDS})
+    assert masked_optimizer_in(keras.optimizers.LossScaleOptimizer(optimizer)) is optimizer
+    assert masked_optimizer_in(keras.optimizers.SGD()) is None
+
+
+# ---- reading sparsely ----
+
+
+def test_tf_gather_still_asks_what_it_reads_for_a_sparse_read():
+    """`read_sparsely` leans on that, and training would be slow, not wrong, without it."""
+    layer = built_layer()
+    MaskedOptimizer("sgd", {layer: IDS}).build([layer.embeddings])
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2], "int32"))
+    reads = [op.type for op in graph.graph.get_operations()]
+    assert "ResourceGather" in reads
+    assert "GatherV2" not in reads
+
+
+# ---- bad input ----
+
+
+def test_the_error_of_a_wrong_optimizer_names_it():
+    class Foreign:
+        """As an optimizer of another library is: neither Keras 3 nor TensorFlow."""
+
+    with pytest.raises(TypeError, match=r"Keras 3 optimizer.*Foreign"):
+        MaskedOptimizer(Foreign(), {built_layer(): IDS})
+    with pytest.raises(TypeError, match="Keras 3 optimizer"):
+        MaskedOptimizer(None, {built_layer(): IDS})
+    with pytest.raises(TypeError, match="Keras 3 optimizer"):
+        MaskedOptimizer(keras.optimizers.SGD, {built_layer(): IDS})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda optimizer: optimizer,
+        keras.optimizers.LossScaleOptimizer,
+        lambda optimizer: keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(keras.optimizers.SGD(), {"a": optimizer})
+        ),
+    ],
+)
+def test_a_wrapped_wrapper_is_refused(wrap):
+    inner = MaskedOptimizer("sgd", {built_layer(): IDS})
+    with pytest.raises(ValueError, match="must not mask rows itself"):
+        MaskedOptimizer(wrap(inner), {built_layer(): IDS})
+
+
+def test_a_built_inner_optimizer_is_refused():
+    layer = built_layer()
+    inner = keras.optimizers.Adam()
+    optimizer = MaskedOptimizer(inner, {layer: IDS})
+    inner.build([layer.embeddings])
+    with pytest.raises(ValueError, match="not be built yet"):
+        optimizer.build([layer.embeddings])
+    with pytest.raises(ValueError, match="not be built yet"):
+        MaskedOptimizer(inner, {layer: IDS})
+
+
+@pytest.mark.parametrize("target", [3, None, ("words", "embeddings"), np.ones(2).tobytes()])
+def test_a_target_must_be_a_layer_or_a_path(target):
+    with pytest.raises(TypeError, match="layer or the path"):
+        MaskedOptimizer("sgd", {target: IDS})
+
+
+@pytest.mark.parametrize("rows", [[6], [-1], [1, 1], [[1]], [True], []])
+def test_rows_of_a_built_layer_are_checked_at_once(rows):
+    with pytest.raises(ValueError, match="'words'"):
+        MaskedOptimizer("sgd", {built_layer(): rows})
+
+
+@pytest.mark.parametrize("rows", [[-1], [1, 1], [[1]]])
+def test_rows_of_an_unbuilt_layer_are_checked_as_far_as_they_can_be(rows):
+    with pytest.raises(ValueError, match="Row"):
+        MaskedOptimizer("sgd", {keras.layers.Embedding(6, 3): rows})
+
+
+def frozen_layer():
+    layer = built_layer()
+    layer.trainable = False
+    return layer
+
+
+def lora_layer():
+    layer = built_layer()
+    layer.enable_lora(2)
+    return layer
+
+
+def quantized_layer():
+    layer = built_layer()
+    layer.quantize("int8")
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "message"),
+    [
+        (frozen_layer, "trainable = True"),
+        (lora_layer, "LoRA"),
+        (quantized_layer, "quantized"),
+    ],
+)
+def test_a_table_that_does_not_train_is_refused(make_layer, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedOptimizer("sgd", {make_layer(): IDS})
+
+
+def test_a_layer_with_more_than_a_table_is_refused():
+    layer = keras.layers.Dense(3, name="dense")
+    layer.build((None, 4))
+    with pytest.raises(ValueError, match=r"owns 2 variables(.|\n)*dense/kernel"):
+        MaskedOptimizer("sgd", {layer: [0]})
+
+
+def test_a_layer_that_is_not_in_the_model_is_refused():
+    optimizer = MaskedOptimizer("sgd", {built_layer(): IDS})
+    with pytest.raises(ValueError, match="not among the variables"):
+        optimizer.build([kernel()])
+    optimizer = MaskedOptimizer("sgd", {keras.layers.Embedding(6, 3): IDS})
+    with pytest.raises(ValueError, match="not built"):
+        optimizer.build([kernel()])
+
+
+@pytest.mark.parametrize(
+    "trainable_rows", [{"words/embeddings": [6]}, {"nothing": [1]}, {"dense/.*": [1], "d.*": [1]}]
+)
+def test_a_refused_build_changes_nothing(trainable_rows):
+    layer, other = built_layer(), kernel()
+    optimizer = MaskedOptimizer("adam", trainable_rows)
+    before, state = layer.embeddings.numpy(), len(optimizer.variables)
+    with pytest.raises(ValueError, match=r"(words|nothing|dense)"):
+        optimizer.apply(dense_gradients(layer.embeddings, other), [layer.embeddings, other])
+    assert not optimizer.built
+    assert not optimizer.inner_optimizer.built
+    assert len(optimizer.variables) == state
+    assert_same_bits(layer.embeddings, before, "the table")
+    assert not hasattr(layer.embeddings, "sparse_read")
+
+
+def test_another_keras_backend_is_refused(monkeypatch):
+    layer = built_layer()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match=r"needs Keras to run on TensorFlow.*'jax'"):
+        MaskedOptimizer("sgd", {layer: IDS})

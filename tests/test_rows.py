@@ -1,0 +1,210 @@
+"""`Rows` are the ids that NumPy indexing selects, and nonsense is refused by name."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskedgrad.rows import (
+    Rows,
+    SavedTarget,
+    decode_trainable_rows,
+    encode_trainable_rows,
+    resolve_targets,
+)
+
+id_lists = st.lists(st.integers(0, 29), unique=True)
+slices = st.slices(30)
+
+
+@given(ids=id_lists)
+def test_ids_become_sorted_in_every_form(ids):
+    expected = sorted(ids)
+    mask = np.isin(np.arange(30), ids)
+    forms = [ids, tuple(ids), np.array(ids, dtype=np.int32), tf.constant(ids, tf.int64), mask]
+    for form in [*forms, mask.tolist(), Rows(ids, 30)]:
+        rows = Rows(form, 30)
+        assert list(rows) == rows.ids.tolist() == expected
+        assert len(rows) == len(ids)
+        assert [i for i in range(30) if i in rows] == expected
+
+
+@given(rows=slices)
+def test_a_slice_selects_what_numpy_selects(rows):
+    assert list(Rows(rows, 30)) == sorted(np.arange(30)[rows])
+
+
+@given(start=st.integers(0, 29), stop=st.integers(0, 30), step=st.sampled_from([-3, -1, 1, 2]))
+def test_a_range_selects_its_numbers(start, stop, step):
+    numbers = range(start, max(stop, -1), step)
+    assert list(Rows(numbers, 30)) == sorted(numbers)
+
+
+@given(ids=id_lists, others=id_lists)
+def test_set_algebra(ids, others):
+    rows, other = Rows(ids, 30), Rows(others, 30)
+    assert set(rows.complement()) == set(range(30)) - set(ids)
+    assert rows.complement().complement() == rows
+    assert set(rows.union(other)) == set(ids) | set(others)
+    assert (rows == other) == (set(ids) == set(others))
+    assert hash(Rows(ids[::-1], 30)) == hash(rows)
+
+
+@given(ids=id_lists)
+def test_mask_and_positions_agree_with_the_ids(ids):
+    rows = Rows(ids, 30)
+    np.testing.assert_array_equal(np.flatnonzero(rows.mask), rows.ids)
+    np.testing.assert_array_equal(rows.positions[rows.ids], np.arange(len(ids)))
+    assert (rows.positions[rows.complement().ids] == -1).all()
+
+
+@given(ids=id_lists)
+def test_a_config_gives_the_same_rows(ids):
+    assert Rows.from_config(Rows(ids, 30).get_config()) == Rows(ids, 30)
+
+
+@given(rows=st.one_of(id_lists, slices, id_lists.map(lambda ids: Rows(ids, 30))))
+def test_unresolved_rows_survive_a_config(rows):
+    target, decoded = next(iter(decode_trainable_rows(encode_trainable_rows({"a": rows})).items()))
+    assert target == "a"
+    assert Rows(decoded, 30) == Rows(rows, 30)
+
+
+def test_a_range_costs_a_few_bytes_and_reads_well():
+    assert Rows(slice(1000, None), 2000).get_config() == {"rows": "1000:2000", "num_rows": 2000}
+    assert Rows([2, 7, 10, 11, 12], 20).get_config()["rows"] == "2,7,10:13"
+
+
+def test_rows_cannot_be_changed():
+    given_ids = np.array([1, 2])
+    rows = Rows(given_ids, 5)
+    given_ids[0] = 4
+    assert list(rows) == [1, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        rows.ids[0] = 3
+    with pytest.raises(AttributeError):
+        rows.ids = np.array([3])
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([3, 10], ValueError, "below 10"),
+        ([-1], ValueError, "negative"),
+        ([3, 3], ValueError, "repeated"),
+        ([1.5], TypeError, "integers"),
+        ([1.0], TypeError, "integers"),
+        ([[1, 2]], ValueError, "rank 1"),
+        (3, ValueError, "rank 1"),
+        ([True, False], ValueError, "length"),
+        (np.ones((10, 1), bool), ValueError, "rank 1"),
+        (Rows([1], 11), ValueError, "length"),
+        (["the"], TypeError, "vocabulary"),
+        ("the", TypeError, "sequence"),
+        (None, TypeError, "sequence"),
+        ({1, 2}, TypeError, "sequence"),
+        ([1, None], TypeError, "integers"),
+        ([[1], [2, 3]], TypeError, "known numbers"),
+        ([2**70], TypeError, "integers"),
+    ],
+)
+def test_rows_that_mean_nothing_are_refused(rows, error, message):
+    with pytest.raises(error, match=message):
+        Rows(rows, 10)
+
+
+@pytest.mark.parametrize("num_rows", [3.0, "3", True])
+def test_the_number_of_rows_must_be_an_integer(num_rows):
+    with pytest.raises(TypeError, match="num_rows"):
+        Rows([0], num_rows)
+
+
+def test_the_number_of_rows_must_not_be_negative():
+    with pytest.raises(ValueError, match="negative"):
+        Rows([], -1)
+
+
+@given(
+    nonsense=st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()),
+        lambda inner: st.one_of(
+            st.lists(inner), st.dictionaries(st.text(), inner), st.tuples(inner)
+        ),
+    )
+)
+def test_any_nonsense_is_rows_as_numpy_indexes_or_a_documented_error(nonsense):
+    try:
+        rows = Rows(nonsense, 7)
+    except (TypeError, ValueError):
+        return
+    selected = np.arange(7)[np.asarray(nonsense, dtype=None if len(nonsense) else int)]
+    assert list(rows) == sorted(selected)
+
+
+def variable(path, shape):
+    *scopes, name = path.split("/")
+    with keras.name_scope(scopes[0]):
+        return keras.Variable(np.zeros(shape), name=name)
+
+
+@pytest.fixture
+def variables():
+    return [variable("words/table", (5, 2)), variable("tags/table", (3, 2)), variable("a/b", ())]
+
+
+def test_an_exact_path_goes_before_a_regular_expression(variables):
+    variables.append(variable("words/tabl.", (4, 2)))
+    (target,) = resolve_targets({"words/tabl.": [1]}, variables)
+    assert target.variable is variables[-1]
+
+
+def test_a_pattern_names_every_table_whose_whole_path_it_matches(variables):
+    targets = resolve_targets({".*/table": [1]}, variables)
+    assert [target.variable.path for target in targets] == ["words/table", "tags/table"]
+    with pytest.raises(ValueError, match="matches none"):
+        resolve_targets({"table": [1]}, variables)
+
+
+def test_a_saved_target_goes_by_place_where_the_path_is_new(variables):
+    (target,) = resolve_targets({SavedTarget("old_name/table", 1): Rows([1], 3)}, variables)
+    assert target.variable is variables[1]
+    (target,) = resolve_targets({SavedTarget("words/table", 1): Rows([1], 5)}, variables)
+    assert target.variable is variables[0]
+
+
+@pytest.mark.parametrize(
+    ("trainable_rows", "error", "message"),
+    [
+        ({"nothing": [1]}, ValueError, r"matches none(.|\n)*words/table  \(5, 2\)"),
+        ({"a/b": [0]}, ValueError, "scalar"),
+        ({"words/table": [1], ".*ds/table": [2]}, ValueError, "Two targets"),
+        ({"words/table": []}, ValueError, "no row at all"),
+        ({"words/table": [5]}, ValueError, r"'words/table'.*below 5"),
+        ({"words/table": [0.5]}, TypeError, r"'words/table'.*integers"),
+        ({"(": [1]}, ValueError, "regular expression"),
+        ({}, ValueError, "at least one"),
+        ([("words/table", [1])], TypeError, "mapping"),
+        (None, TypeError, "mapping"),
+    ],
+)
+def test_targets_that_mean_nothing_are_refused(variables, trainable_rows, error, message):
+    with pytest.raises(error, match=message):
+        resolve_targets(trainable_rows, variables)
+
+
+def test_a_saved_target_that_is_gone_is_refused(variables):
+    with pytest.raises(ValueError, match="matches none"):
+        resolve_targets({SavedTarget("gone", 9): [1]}, variables)
+
+
+def test_tables_of_one_path_are_not_saved_as_one():
+    first, second = (
+        keras.layers.Embedding(3, 2, name="words"),
+        keras.layers.Embedding(3, 2, name="words"),
+    )
+    first.build()
+    second.build()
+    with pytest.raises(ValueError, match="different names"):
+        encode_trainable_rows({first: [0], second: [1]})
