@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from maskedgrad import Rows, mask_gradients
 from maskedgrad.gradients import compact_gradient
-from tests.properties.strategies import TABLE_PATH, assert_same_bits, gradients, tables
+from tests.properties.strategies import TABLE_PATH, assert_same_bits, cheap, gradients, tables
 
 
+@cheap
 @given(data=st.data(), in_graph=st.booleans())
 def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
     table = data.draw(tables())
@@ -25,6 +26,7 @@ def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
         assert_same_bits(actual, expected, "the compact gradient")
 
 
+@cheap
 @given(data=st.data(), in_graph=st.booleans())
 def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data, in_graph):
     table = data.draw(tables())

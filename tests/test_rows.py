@@ -14,11 +14,13 @@ from maskedgrad.rows import (
     encode_trainable_rows,
     resolve_targets,
 )
+from tests.properties.strategies import cheap
 
 id_lists = st.lists(st.integers(0, 29), unique=True)
 slices = st.slices(30)
 
 
+@cheap
 @given(ids=id_lists)
 def test_ids_become_sorted_in_every_form(ids):
     expected = sorted(ids)
@@ -31,17 +33,20 @@ def test_ids_become_sorted_in_every_form(ids):
         assert [i for i in range(30) if i in rows] == expected
 
 
+@cheap
 @given(rows=slices)
 def test_a_slice_selects_what_numpy_selects(rows):
     assert list(Rows(rows, 30)) == sorted(np.arange(30)[rows])
 
 
+@cheap
 @given(start=st.integers(0, 29), stop=st.integers(0, 30), step=st.sampled_from([-3, -1, 1, 2]))
 def test_a_range_selects_its_numbers(start, stop, step):
     numbers = range(start, max(stop, -1), step)
     assert list(Rows(numbers, 30)) == sorted(numbers)
 
 
+@cheap
 @given(ids=id_lists, others=id_lists)
 def test_set_algebra(ids, others):
     rows, other = Rows(ids, 30), Rows(others, 30)
@@ -52,6 +57,7 @@ def test_set_algebra(ids, others):
     assert hash(Rows(ids[::-1], 30)) == hash(rows)
 
 
+@cheap
 @given(ids=id_lists)
 def test_mask_and_positions_agree_with_the_ids(ids):
     rows = Rows(ids, 30)
@@ -60,11 +66,13 @@ def test_mask_and_positions_agree_with_the_ids(ids):
     assert (rows.positions[rows.complement().ids] == -1).all()
 
 
+@cheap
 @given(ids=id_lists)
 def test_a_config_gives_the_same_rows(ids):
     assert Rows.from_config(Rows(ids, 30).get_config()) == Rows(ids, 30)
 
 
+@cheap
 @given(rows=st.one_of(id_lists, slices, id_lists.map(lambda ids: Rows(ids, 30))))
 def test_unresolved_rows_survive_a_config(rows):
     target, decoded = next(iter(decode_trainable_rows(encode_trainable_rows({"a": rows})).items()))
@@ -126,6 +134,7 @@ def test_the_number_of_rows_must_not_be_negative():
         Rows([], -1)
 
 
+@cheap
 @given(
     nonsense=st.recursive(
         st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()),

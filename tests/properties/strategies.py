@@ -7,11 +7,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from hypothesis import settings
 from hypothesis import strategies as st
 
 WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 TABLE_PATH = "words/embeddings"
+
+
+# For laws that take a millisecond to check.
+cheap = settings(max_examples=10 * settings().max_examples)
 
 
 def optimizer_classes() -> list[type[keras.optimizers.Optimizer]]:
