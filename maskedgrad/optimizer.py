@@ -248,9 +248,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             for table in self._plan.tables:
                 update(table, strategy)
 
-        tf.__internal__.distribute.interim.maybe_merge_call(
-            update_all, tf.distribute.get_strategy()
-        )
+        tf.__internal__.distribute.interim.maybe_merge_call(update_all, self._plan.strategy)
 
 
 def masked_optimizer_in(optimizer: Any) -> Any:
@@ -272,7 +270,7 @@ class CompactVariable(keras.Variable):
         scope = table.value.name.rpartition("/")[0]
         with tf.name_scope(f"{scope}/" if scope else ""):
             super().__init__(
-                table.value.sparse_read(ids),
+                _on_this_replica(table.value).sparse_read(ids),
                 dtype=table.dtype,
                 autocast=False,
                 aggregation=table.aggregation,
@@ -300,9 +298,15 @@ class _Table:
         return compact_gradient(gradient, self.ids, self.positions)
 
     def gather(self, strategy: tf.distribute.Strategy) -> None:
+        # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
         strategy.extended.update(
             self.compact.value,
-            lambda compact, table: compact.assign(table.sparse_read(self.ids), read_value=False),
+            lambda compact, table: compact.assign(
+                tf.raw_ops.ResourceGather(
+                    resource=table.handle, indices=self.ids, dtype=table.dtype
+                ),
+                read_value=False,
+            ),
             args=(self.variable.value,),
             group=False,
         )
@@ -325,6 +329,7 @@ class _Plan:
 
     def __init__(self, trainable_rows: dict[Any, Any]):
         self.trainable_rows = trainable_rows
+        self.strategy = tf.distribute.get_strategy()
         self.decay_exclusions: tuple[list[Any], list[str]] | None = None
         self.variables: list[keras.Variable] = []
         self.tables: list[_Table] = []
@@ -370,9 +375,19 @@ def read_sparsely(table: keras.Variable) -> None:
     variable = table.value
 
     def sparse_read(indices, name=None):
-        return tf.cast(variable.sparse_read(indices, name=name), table.dtype)
+        rows = _on_this_replica(variable).sparse_read(indices, name=name)
+        return tf.cast(rows, table.dtype)
 
     table.sparse_read = sparse_read
+
+
+def _on_this_replica(variable: tf.Variable) -> tf.Variable:
+    """A mirrored variable's component on this replica; any other variable itself."""
+    components = tf.distribute.get_strategy().experimental_local_results(variable)
+    context = tf.distribute.get_replica_context()
+    if len(components) == 1 or context is None:
+        return components[0]
+    return components[tf.get_static_value(context.replica_id_in_sync_group) % len(components)]
 
 
 def _outside_of_graphs(function: Callable[[], None]) -> None:

@@ -6,7 +6,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, Phase, settings
+
+# Two devices, for the tests of `tf.distribute`; TensorFlow wants that said before its first op.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 COMMON = {
     "deadline": None,  # the first example of a shape pays for what TensorFlow compiles
