@@ -31,6 +31,8 @@ class MaskedTrainStep(_Model):
     >>> logs = model.train_on_batch(np.array([[0, 1]]), np.ones((1, 2, 2)))
     """
 
+    _num_row_changes = 0
+
     def compile(self, optimizer="rmsprop", *args, trainable_rows=None, **kwargs):
         """`keras.Model.compile`, with one more argument.
 
@@ -85,6 +87,13 @@ class MaskedTrainStep(_Model):
         self._apply_masked(gradients, variables)
         self._track_loss(loss, x)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def make_train_function(self, force=False):
+        """Called by Keras. A function that was traced for other rows is made anew."""
+        changes = masked_optimizer_in(self.optimizer).num_row_changes
+        stale = changes > 1 and changes != self._num_row_changes
+        self._num_row_changes = changes
+        return super().make_train_function(force=force or stale)
 
     def _apply_masked(self, gradients, variables) -> None:
         if not self.optimizer.built:

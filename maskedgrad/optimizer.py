@@ -5,23 +5,25 @@ the inner optimizer work on that, and scatters the rows back. The inner
 optimizer never sees a frozen row, so it cannot move one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.gradients import Gradient, compact_gradient
+from maskedgrad.gradients import Gradient
+from maskedgrad.plan import Plan, outside_of_graphs
 from maskedgrad.rows import (
-    SavedTarget,
+    Rows,
     Target,
     check_trainable_rows,
     decode_trainable_rows,
     encode_trainable_rows,
     resolve_targets,
 )
+from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
 
 
 @keras.saving.register_keras_serializable(package="maskedgrad")
@@ -72,14 +74,67 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         check_trainable_rows(trainable_rows)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
-        self._plan = _Plan(dict(trainable_rows))
+        self._plan = Plan(dict(trainable_rows))
 
     @property
     def trainable_rows(self) -> dict[Any, Any]:
         """The rows of each table: by path once built, and before as given."""
+        self._finish_loading()
         if self.built:
             return {table.variable.path: table.rows for table in self._plan.tables}
         return dict(self._plan.trainable_rows)
+
+    def set_trainable_rows(self, trainable_rows: Mapping[Any, Any]) -> None:
+        """Changes which rows train from the next step on.
+
+        Rows that stay keep their state. Rows that leave are frozen at once, with
+        no momentum left to move them. Rows that join start with fresh state; the
+        count of `iterations` goes on. `inner_optimizer` is another object then.
+
+        A function that was traced before trains the rows of before, and stops
+        with an error (under XLA it cannot). A `MaskedModel` renews its own; for
+        a stock `keras.Model` call `model.make_train_function(force=True)`.
+
+        Args:
+            trainable_rows: a mapping from target to rows, which names the
+                tables that have trainable rows now.
+
+        Raises:
+            TypeError, ValueError: `trainable_rows` is not valid or names other
+                tables. Nothing has changed then.
+
+        Example:
+
+        >>> table = keras.Variable(np.ones((4, 2), "float32"), name="table")
+        >>> optimizer = MaskedOptimizer("adam", {"table": [0, 1]})
+        >>> optimizer.build([table])
+        >>> optimizer.set_trainable_rows({"table": [1, 2]})
+        >>> optimizer.trainable_rows
+        {'table': Rows('1:3', num_rows=4)}
+        """
+        check_trainable_rows(trainable_rows)
+        self._finish_loading()
+        if not self.built:
+            self._plan.trainable_rows = dict(trainable_rows)
+            return
+        targets = resolve_targets(trainable_rows, self._plan.variables)
+        paths = [target.variable.path for target in targets]
+        if paths != list(self.trainable_rows):
+            raise ValueError(
+                "`trainable_rows` must name the tables that have trainable rows now, since a "
+                f"table that is not named trains whole. Expected: {list(self.trainable_rows)}. "
+                f"Received: {paths}"
+            )
+        outside_of_graphs(lambda: self._change_rows(targets))
+
+    def _change_rows(self, targets: list[Target]) -> None:
+        old, plan = self.inner_optimizer, self._plan
+        with plan.strategy.scope():
+            new, old_tables = clone_optimizer(old), plan.tables
+            plan.set_tables(targets, plan.variables)
+            self.inner_optimizer = new
+            self._build_inner_optimizer()
+            carry_over_state(old, new, old_tables, plan.tables, plan.variables)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Finds the tables among `variables` and builds the inner optimizer.
@@ -93,16 +148,19 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         variables = list(variables)
         targets = resolve_targets(self._plan.trainable_rows, variables)
         _check_unbuilt(self.inner_optimizer)
-        _outside_of_graphs(lambda: self._build(targets, variables))
+        outside_of_graphs(lambda: self._build(targets, variables))
 
     def _build(self, targets: list[Target], variables: list[keras.Variable]) -> None:
         if not all(target.variable.value.is_initialized() for target in targets):
             return
         self._plan.set_tables(targets, variables)
-        self._plan.exclude_from_weight_decay(self.inner_optimizer)
-        self.inner_optimizer.build(self._plan.compact_variables(variables))
+        self._build_inner_optimizer()
         # Keras would record the variables here, and every checkpoint would hold them.
         super().build([])
+
+    def _build_inner_optimizer(self) -> None:
+        self._plan.exclude_from_weight_decay(self.inner_optimizer)
+        self.inner_optimizer.build(self._plan.compact_variables(self._plan.variables))
 
     def apply(self, grads: Iterable[Gradient], trainable_variables=None) -> None:
         """One step of the inner optimizer on what trains.
@@ -129,9 +187,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             _fail_if_run()
             return
         grads, variables = self.select_trainable(grads, trainable_variables)
-        self._for_each_table(_Table.gather)
-        self.inner_optimizer.apply(grads, variables)
-        self._for_each_table(_Table.scatter)
+        with tf.control_dependencies(self._plan.check_current()):
+            self._plan.gather()
+            self.inner_optimizer.apply(grads, variables)
+            self._plan.scatter()
 
     def apply_gradients(self, grads_and_vars) -> Any:
         """`apply` for pairs of gradient and variable. Returns `iterations`."""
@@ -150,6 +209,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         Returns:
             The gradients, of shape `(K, ...)` for a table, and the variables.
         """
+        self._finish_loading()
         table_of = {id(table.variable): table for table in self._plan.tables}
         grads = [
             table_of[id(variable)].compact_gradient(grad) if id(variable) in table_of else grad
@@ -159,9 +219,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Lets the inner optimizer set final values, of trainable rows only."""
-        self._for_each_table(_Table.gather)
+        self._finish_loading()
+        self._plan.gather()
         self.inner_optimizer.finalize_variable_values(self._plan.compact_variables(var_list))
-        self._for_each_table(_Table.scatter)
+        self._plan.scatter()
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None) -> None:
         """Excludes variables from the inner optimizer's weight decay.
@@ -186,6 +247,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     @property
     def variables(self) -> list[keras.Variable]:
         """The state of the inner optimizer, of shape `(K, ...)` for a table."""
+        self._finish_loading()
         return self.inner_optimizer.variables
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -198,6 +260,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             raise ValueError(f"Expected weights of the shapes {shapes}. Received: {received}")
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
+
+    @property
+    def num_row_changes(self) -> int:
+        """How many times rows have been chosen: by `build`, and by `set_trainable_rows` since."""
+        return self._plan.num_changes
 
     @property
     def iterations(self):
@@ -226,6 +293,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """A JSON value from which `from_config` makes the same optimizer, without its state."""
+        self._finish_loading()
         return {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
@@ -243,12 +311,40 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             name=config["name"],
         )
 
-    def _for_each_table(self, update: Callable[["_Table", tf.distribute.Strategy], None]) -> None:
-        def update_all(strategy: tf.distribute.Strategy) -> None:
-            for table in self._plan.tables:
-                update(table, strategy)
+    def save_own_variables(self, store) -> None:
+        """Called by Keras, which lets the inner optimizer save its state itself."""
+        for index, rows in enumerate(self.trainable_rows.values() if self.built else []):
+            store[str(index)] = rows.ids
 
-        tf.__internal__.distribute.interim.maybe_merge_call(update_all, self._plan.strategy)
+    def load_own_variables(self, store) -> None:
+        """Called by Keras, which lets the inner optimizer load its state next.
+
+        If that is of other rows than train now, rows of both keep their state,
+        and all others start fresh.
+        """
+        if not self.built or len(store.keys()) != len(self._plan.tables):
+            return  # the inner optimizer warns of it
+        saved = {
+            target: Rows(np.asarray(store[str(index)]), rows.num_rows)
+            for index, (target, rows) in enumerate(self._plan.saved_rows().items())
+        }
+        current = self._plan.saved_rows()
+        if saved == current:
+            return
+        for target, rows in current.items():
+            kept = len(np.intersect1d(rows.ids, saved[target].ids))
+            warnings.warn(
+                f"The optimizer was saved with other trainable rows of {target.path!r}: "
+                f"{kept} rows keep their state, and {len(rows) - kept} start fresh.",
+                stacklevel=2,
+            )
+        self.set_trainable_rows(saved)
+        self._plan.rows_after_loading = current
+
+    def _finish_loading(self) -> None:
+        rows, self._plan.rows_after_loading = self._plan.rows_after_loading, None
+        if rows is not None:
+            self.set_trainable_rows(rows)
 
 
 def masked_optimizer_in(optimizer: Any) -> Any:
@@ -256,170 +352,6 @@ def masked_optimizer_in(optimizer: Any) -> Any:
     while optimizer is not None and not isinstance(optimizer, MaskedOptimizer):
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return optimizer
-
-
-class CompactVariable(keras.Variable):
-    """The trainable rows of a table, as the inner optimizer sees them.
-
-    It answers to the table's own name and path, because optimizers choose by
-    them what they do with a variable.
-    """
-
-    def __init__(self, table: keras.Variable, ids: tf.Tensor):
-        self._table_path = table.path
-        scope = table.value.name.rpartition("/")[0]
-        with tf.name_scope(f"{scope}/" if scope else ""):
-            super().__init__(
-                _on_this_replica(table.value).sparse_read(ids),
-                dtype=table.dtype,
-                autocast=False,
-                aggregation=table.aggregation,
-                name=table.name,
-            )
-        self.constraint = table.constraint
-
-    @property
-    def path(self) -> str:
-        """The path of the table."""
-        return self._table_path
-
-
-class _Table:
-    """A table, its trainable rows, and the compact variable that stands for them."""
-
-    def __init__(self, target: Target):
-        self.variable = target.variable
-        self.rows = target.rows
-        self.ids = tf.constant(self.rows.ids)
-        self.positions = tf.constant(self.rows.positions)
-        self.compact = CompactVariable(self.variable, self.ids)
-
-    def compact_gradient(self, gradient: Gradient) -> tf.Tensor | None:
-        return compact_gradient(gradient, self.ids, self.positions)
-
-    def gather(self, strategy: tf.distribute.Strategy) -> None:
-        # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
-        strategy.extended.update(
-            self.compact.value,
-            lambda compact, table: compact.assign(
-                tf.raw_ops.ResourceGather(
-                    resource=table.handle, indices=self.ids, dtype=table.dtype
-                ),
-                read_value=False,
-            ),
-            args=(self.variable.value,),
-            group=False,
-        )
-
-    def scatter(self, strategy: tf.distribute.Strategy) -> None:
-        strategy.extended.update(
-            self.variable.value,
-            lambda table, compact: table.scatter_update(tf.IndexedSlices(compact, self.ids)),
-            args=(self.compact.value,),
-            group=False,
-        )
-
-
-class _Plan:
-    """What an optimizer masks.
-
-    A plain object, since Keras and TensorFlow take a variable that an
-    optimizer holds as an attribute for a part of the optimizer's state.
-    """
-
-    def __init__(self, trainable_rows: dict[Any, Any]):
-        self.trainable_rows = trainable_rows
-        self.strategy = tf.distribute.get_strategy()
-        self.decay_exclusions: tuple[list[Any], list[str]] | None = None
-        self.variables: list[keras.Variable] = []
-        self.tables: list[_Table] = []
-
-    def set_tables(self, targets: Sequence[Target], variables: list[keras.Variable]) -> None:
-        self.variables = variables
-        self.tables = [_Table(target) for target in targets]
-        for table in self.tables:
-            read_sparsely(table.variable)
-
-    def compact_variables(self, variables: Iterable[Any]) -> list[Any]:
-        compact = {id(table.variable): table.compact for table in self.tables}
-        return [compact.get(id(variable), variable) for variable in variables]
-
-    def exclude_from_weight_decay(self, inner_optimizer: keras.optimizers.Optimizer) -> None:
-        if self.decay_exclusions is None:
-            return
-        var_list, var_names = self.decay_exclusions
-        for optimizer in _nested(inner_optimizer):
-            optimizer.exclude_from_weight_decay(
-                var_list=self.compact_variables(var_list), var_names=var_names
-            )
-
-    def saved_rows(self) -> dict[Any, Any]:
-        """`trainable_rows`, by what names a table in a model that is loaded."""
-        if not self.tables:
-            return self.trainable_rows
-        place = {id(variable): place for place, variable in enumerate(self.variables)}
-        return {
-            SavedTarget(table.variable.path, place[id(table.variable)]): table.rows
-            for table in self.tables
-        }
-
-
-def read_sparsely(table: keras.Variable) -> None:
-    """Makes every lookup in `table` read the rows it looks up, and no others.
-
-    Once a row has been written, TensorFlow copies a whole variable each time
-    it is read densely, and a Keras layer reads its table densely before it
-    gathers. `tf.gather` calls `sparse_read` of what it is given, where it has
-    one.
-    """
-    variable = table.value
-
-    def sparse_read(indices, name=None):
-        rows = _on_this_replica(variable).sparse_read(indices, name=name)
-        return tf.cast(rows, table.dtype)
-
-    table.sparse_read = sparse_read
-
-
-def _on_this_replica(variable: tf.Variable) -> tf.Variable:
-    """A mirrored variable's component on this replica; any other variable itself."""
-    components = tf.distribute.get_strategy().experimental_local_results(variable)
-    context = tf.distribute.get_replica_context()
-    if len(components) == 1 or context is None:
-        return components[0]
-    return components[tf.get_static_value(context.replica_id_in_sync_group) % len(components)]
-
-
-def _outside_of_graphs(function: Callable[[], None]) -> None:
-    """Calls `function` eagerly, also where `tf.function` is tracing.
-
-    Where the first batch builds the model and the optimizer, that happens in a
-    trace. What the optimizer makes must outlive the graph of that trace, and
-    must be made when the tables hold values, which they do from the second
-    trace on; there, TensorFlow makes no variable, not even in `tf.init_scope`.
-    A graph is known to the thread that traces it only.
-    """
-    if tf.executing_eagerly():
-        function()
-        return
-    strategy = tf.distribute.get_strategy()
-
-    def call_in_scope() -> None:
-        with strategy.scope():
-            function()
-
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        executor.submit(call_in_scope).result()
-
-
-def _nested(optimizer: Any) -> Iterator[Any]:
-    """The optimizer, and those that it wraps at any depth."""
-    yield optimizer
-    inner_optimizer = getattr(optimizer, "inner_optimizer", None)
-    if inner_optimizer is not None:
-        yield from _nested(inner_optimizer)
-    for child in getattr(optimizer, "optimizers", []):
-        yield from _nested(child)
 
 
 def _check_backend() -> None:
@@ -443,7 +375,7 @@ def _checked_inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
             f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. "
             "Optimizers of `tf_keras` and of PyTorch have a counterpart in `keras.optimizers`."
         )
-    if any(isinstance(nested, MaskedOptimizer) for nested in _nested(optimizer)):
+    if any(isinstance(nested, MaskedOptimizer) for nested in nested_optimizers(optimizer)):
         raise ValueError(
             "`inner_optimizer` must not mask rows itself. Received: a `MaskedOptimizer`. "
             "Name all the tables in the `trainable_rows` of one."

@@ -9,6 +9,7 @@ from maskedgrad import MaskedOptimizer
 from tests.properties.oracle import Pair
 from tests.properties.strategies import (
     DTYPES,
+    TABLE_PATH,
     gradients,
     kernel_gradients,
     optimizer_classes,
@@ -81,6 +82,13 @@ class Walk(RuleBasedStateMachine):
         restored.build(self.pair.variables)
         restored.set_weights(saved)
         self.pair.optimizer = restored
+
+    @rule(others=st.sets(st.integers(0, 8)))
+    def let_other_rows_join_and_leave_again(self, others):
+        table = self.pair.table
+        more = sorted({*table.ids.tolist(), *(row for row in others if row < len(table.values))})
+        self.pair.optimizer.set_trainable_rows({TABLE_PATH: more})
+        self.pair.optimizer.set_trainable_rows({TABLE_PATH: table.ids})
 
     @invariant()
     def nothing_but_what_trains_has_changed(self):

@@ -1,0 +1,122 @@
+"""What an optimizer masks: its tables, and what is done with all of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from maskedgrad.compact import MaskedTable, read_sparsely
+from maskedgrad.rows import SavedTarget, Target
+from maskedgrad.slots import nested_optimizers
+
+
+class Plan:
+    """What an optimizer masks.
+
+    A plain object, since Keras and TensorFlow take a variable that an
+    optimizer holds as an attribute for a part of the optimizer's state.
+    """
+
+    def __init__(self, trainable_rows: dict[Any, Any]):
+        self.trainable_rows = trainable_rows
+        self.strategy = tf.distribute.get_strategy()
+        self.decay_exclusions: tuple[list[Any], list[str]] | None = None
+        self.variables: list[keras.Variable] = []
+        self.tables: list[MaskedTable] = []
+        self.rows_after_loading: dict[Any, Any] | None = None
+        self.is_current: tf.Variable | None = None
+        self.num_changes = 0
+
+    def set_tables(self, targets: Sequence[Target], variables: list[keras.Variable]) -> None:
+        """Takes the tables of `targets` for what is masked among `variables` from now on."""
+        self.variables = variables
+        self.tables = [MaskedTable(target) for target in targets]
+        for table in self.tables:
+            read_sparsely(table.variable)
+        if self.is_current is not None:
+            self.is_current.assign(False)
+        self.is_current = tf.Variable(
+            True,
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            name="is_current",
+        )
+        self.num_changes += 1
+
+    def check_current(self) -> list[tf.Operation]:
+        """What stops a function that is traced here once other rows train."""
+        check = tf.debugging.Assert(
+            self.is_current,
+            [
+                "This function was traced before `set_trainable_rows` was called, and would train "
+                "the rows of before. Trace it again: for a `keras.Model`, "
+                "`model.make_train_function(force=True)`."
+            ],
+        )
+        return [check] if check is not None else []
+
+    def compact_variables(self, variables: Iterable[Any]) -> list[Any]:
+        """The same variables, with a compact one in the place of each table."""
+        compact = {id(table.variable): table.compact for table in self.tables}
+        return [compact.get(id(variable), variable) for variable in variables]
+
+    def exclude_from_weight_decay(self, inner_optimizer: keras.optimizers.Optimizer) -> None:
+        """Passes on to an inner optimizer what is excluded, in terms that it knows."""
+        if self.decay_exclusions is None:
+            return
+        var_list, var_names = self.decay_exclusions
+        for optimizer in nested_optimizers(inner_optimizer):
+            optimizer.exclude_from_weight_decay(
+                var_list=self.compact_variables(var_list), var_names=var_names
+            )
+
+    def saved_rows(self) -> dict[Any, Any]:
+        """`trainable_rows`, by what names a table in a model that is loaded."""
+        if not self.tables:
+            return self.trainable_rows
+        place = {id(variable): place for place, variable in enumerate(self.variables)}
+        return {
+            SavedTarget(table.variable.path, place[id(table.variable)]): table.rows
+            for table in self.tables
+        }
+
+    def gather(self) -> None:
+        """Copies the trainable rows of every table to its compact variable."""
+        self._for_each_table(MaskedTable.gather)
+
+    def scatter(self) -> None:
+        """Copies the trainable rows of every table back from its compact variable."""
+        self._for_each_table(MaskedTable.scatter)
+
+    def _for_each_table(
+        self, update: Callable[[MaskedTable, tf.distribute.Strategy], None]
+    ) -> None:
+        def update_all(strategy: tf.distribute.Strategy) -> None:
+            for table in self.tables:
+                update(table, strategy)
+
+        tf.__internal__.distribute.interim.maybe_merge_call(update_all, self.strategy)
+
+
+def outside_of_graphs(function: Callable[[], None]) -> None:
+    """Calls `function` eagerly, also where `tf.function` is tracing.
+
+    Where the first batch builds the model and the optimizer, that happens in a
+    trace. What the optimizer makes must outlive the graph of that trace, and
+    must be made when the tables hold values, which they do from the second
+    trace on; there, TensorFlow makes no variable, not even in `tf.init_scope`.
+    A graph is known to the thread that traces it only.
+    """
+    if tf.executing_eagerly():
+        function()
+        return
+    strategy = tf.distribute.get_strategy()
+
+    def call_in_scope() -> None:
+        with strategy.scope():
+            function()
+
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        executor.submit(call_in_scope).result()
