@@ -1,0 +1,266 @@
+"""The prose that Python ships with: sentences to classify, as ids in a table of vectors."""
+
+import ast
+import functools
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+PADDING, NAME, NUMBER, UNKNOWN = "<padding>", "<name>", "<number>", "<unknown>"
+SPECIAL = [NAME, NUMBER, UNKNOWN]
+SHORTEST, LONGEST = 5, 40  # words a sentence
+NUM_CLASSES = 8
+TRAINING_SIZE, VALIDATION_SIZE = 100, 200  # sentences a package
+
+Sentence = tuple[str, ...]
+
+
+def read_prose(stdlib: Path) -> dict[str, list[Sentence]]:
+    """The distinct sentences of each package of the standard library, the largest first.
+
+    They come from docstrings and, for the package `pydoc_data`, from the
+    topics of Python's manual. Sources are parsed and not imported, since
+    importing has effects. A sentence that several packages share belongs to
+    the first.
+
+    Args:
+        stdlib: the directory of the standard library's sources.
+
+    Returns:
+        A dict from the name of a package to its sentences, tuples of
+        `SHORTEST` to `LONGEST` words.
+
+    Raises:
+        FileNotFoundError: this Python comes without its manual.
+    """
+    package_of: dict[Sentence, str] = {}
+    for package, text in [*_topics(), *_docstrings(stdlib)]:
+        for sentence in sentences_in(text):
+            package_of.setdefault(sentence, package)
+    prose = defaultdict(list)
+    for sentence, package in package_of.items():
+        prose[package].append(sentence)
+    return {p: prose[p] for p in sorted(prose, key=lambda p: (-len(prose[p]), p))}
+
+
+def sentences_in(text: str) -> Iterator[Sentence]:
+    """The sentences of a text as words and symbols, without those in doctests.
+
+    Args:
+        text: paragraphs, with empty lines between them.
+
+    Yields:
+        Tuples of `SHORTEST` to `LONGEST` words. Shorter sentences are left
+        out, and longer ones cut off.
+
+    Example:
+
+    >>> list(sentences_in("Return the value of sys.maxsize, or 42."))
+    [('return', 'the', 'value', 'of', '<name>', 'or', '<number>')]
+    """
+    for paragraph in re.split(r"\n\s*\n", text):
+        if ">>>" in paragraph:
+            continue
+        for sentence in re.split(r"(?<=[.!?:;])\s+", paragraph):
+            tokens = re.findall(r"\w+(?:[.']\w+)*(?:\(\))?", sentence)
+            if len(tokens) >= SHORTEST:
+                yield tuple(word_or_symbol(token) for token in tokens[:LONGEST])
+
+
+@functools.cache
+def word_or_symbol(token: str) -> str:
+    """The word that a token is, in lower case, or the symbol that stands for it.
+
+    Args:
+        token: a run of letters, digits and underscores, with dots or
+            apostrophes inside and `()` after it.
+
+    Returns:
+        `NUMBER`, `NAME` for what only code spells that way, or the word.
+
+    Example:
+
+    >>> [word_or_symbol(token) for token in ["Reads", "read_csv", "os.path", "0x1F", "e.g"]]
+    ['reads', '<name>', '<name>', '<number>', 'e.g']
+    """
+    if re.fullmatch(r"0[xob][\da-f_]+|\d[\d_]*(\.\d+)*(e[+-]?\d+)?", token.lower()):
+        return NUMBER
+    if re.search(r"_|\d|\(|[a-z][A-Z]|[A-Z]{2}[a-z]{2}|[^\W\d]{2}\.[^\W\d]{2}", token):
+        return NAME
+    return token.lower()
+
+
+class Examples(NamedTuple):
+    """Sentences as ids, int32 of shape `(n, LONGEST)`, and their classes, of shape `(n,)`."""
+
+    ids: np.ndarray
+    classes: np.ndarray
+
+
+class Task(NamedTuple):
+    """What every way is trained and tried on."""
+
+    packages: list[str]
+    vocabulary: list[str]
+    matrix: np.ndarray
+    training: Examples
+    validation: Examples
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of the special symbols, which come last."""
+        return list(range(len(self.vocabulary) - len(SPECIAL), len(self.vocabulary)))
+
+    def description(self) -> str:
+        """What the task consists of, in a sentence or two."""
+        return (
+            f"{len(self.training.ids)} sentences to train on and {len(self.validation.ids)} to "
+            f"validate, from {', '.join(self.packages)}. The table has {len(self.matrix)} rows "
+            f"of width {self.matrix.shape[1]}, of which {', '.join(SPECIAL)} should train."
+        )
+
+
+def make_task(prose: Mapping[str, Sequence[Sentence]], vectors: Path | None) -> Task:
+    """Splits the first packages of `prose` and embeds their words.
+
+    Args:
+        prose: sentences by package, the largest first.
+        vectors: a file of pretrained vectors, or `None` to train them on all
+            of the prose but what is held out.
+
+    Raises:
+        ValueError: `prose` is too small, or none of its words has a vector.
+    """
+    packages = list(prose)[:NUM_CLASSES]
+    _check_sizes([len(prose[package]) for package in packages])
+    training, validation = [], []
+    random = np.random.default_rng(0)
+    for label, package in enumerate(packages):
+        chosen = [prose[package][i] for i in random.permutation(len(prose[package]))]
+        training += [(sentence, label) for sentence in chosen[:TRAINING_SIZE]]
+        validation += [(sentence, label) for sentence in chosen[TRAINING_SIZE:][:VALIDATION_SIZE]]
+    sentences = [sentence for package in prose for sentence in prose[package]]
+    unseen = {sentence for sentence, _ in validation}
+    keyed_vectors = (
+        load_vectors(vectors)
+        if vectors
+        else train_vectors([sentence for sentence in sentences if sentence not in unseen])
+    )
+    in_prose = {word for sentence in sentences for word in sentence}
+    words = sorted(word for word in in_prose - set(SPECIAL) if word in keyed_vectors)
+    if not words:
+        raise ValueError(
+            "The vectors must be of English words. Received: a file with a vector for none of "
+            f"the {len(in_prose)} words of the prose, {vectors}"
+        )
+    vocabulary = [PADDING, *words, *SPECIAL]
+    # As in Keras' guide to pretrained embeddings, what has no vector starts at zero.
+    matrix = np.zeros((len(vocabulary), keyed_vectors.vector_size), "float32")
+    matrix[1 : len(words) + 1] = keyed_vectors[words]
+    return Task(
+        packages, vocabulary, matrix, _encode(training, vocabulary), _encode(validation, vocabulary)
+    )
+
+
+def train_vectors(sentences: Sequence[Sentence]) -> Any:
+    """gensim's Word2Vec vectors of width 100 of the words, but not of the symbols, in sentences.
+
+    Args:
+        sentences: tuples of words. The same give the same vectors.
+
+    Returns:
+        A gensim `KeyedVectors` of the words that occur at least three times.
+    """
+    from gensim.models import Word2Vec
+
+    words_only = [[word for word in sentence if word not in SPECIAL] for sentence in sentences]
+    # Python's own hash of a string differs from run to run.
+    return Word2Vec(
+        words_only,
+        vector_size=100,
+        min_count=3,
+        sg=1,
+        epochs=10,
+        workers=1,
+        seed=0,
+        hashfxn=lambda word: zlib.crc32(word.encode()),
+    ).wv
+
+
+def load_vectors(path: Path) -> Any:
+    """The vectors in a text file, as a gensim `KeyedVectors`.
+
+    Args:
+        path: a file of word2vec or fastText text, with a header, or of GloVe
+            text, without.
+    """
+    from gensim.models import KeyedVectors
+    from gensim.utils import open as gensim_open
+
+    with gensim_open(path, "rb") as file:
+        first_line = file.readline().split()
+    return KeyedVectors.load_word2vec_format(path, no_header=len(first_line) != 2)
+
+
+def _topics() -> Iterator[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise FileNotFoundError(
+            "The demo reads the topics of Python's manual, from `pydoc_data.topics`. "
+            f"Received: {error}. Run it with a Python that was installed with its manual."
+        ) from error
+    for topic in sorted(topics):
+        yield "pydoc_data", topics[topic]
+
+
+def _docstrings(stdlib: Path) -> Iterator[tuple[str, str]]:
+    for path in _sources(stdlib):
+        source = path.read_bytes()
+        if b'"""' in source:
+            package = path.relative_to(stdlib).with_suffix("").parts[0]
+            for docstring in _docstrings_in(ast.parse(source)):
+                yield package, docstring
+
+
+def _sources(directory: Path) -> Iterator[Path]:
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and path.name not in skipped:
+            yield from _sources(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+def _docstrings_in(node: ast.AST) -> Iterator[str]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    if isinstance(node, documented):
+        yield ast.get_docstring(node) or ""
+        for child in node.body:
+            yield from _docstrings_in(child)
+
+
+def _check_sizes(sizes: Sequence[int]) -> None:
+    size = TRAINING_SIZE + VALIDATION_SIZE
+    num_large = sum(n >= size for n in sizes)
+    if num_large < NUM_CLASSES:
+        raise ValueError(
+            f"The demo needs {NUM_CLASSES} packages of the standard library with {size} sentences "
+            f"each in their docstrings. Received: {num_large} of them. "
+            "Run it with a Python that was installed with its sources."
+        )
+
+
+def _encode(labelled: Sequence[tuple[Sentence, int]], vocabulary: Sequence[str]) -> Examples:
+    id_of = {word: index for index, word in enumerate(vocabulary)}
+    ids = [[id_of.get(word, id_of[UNKNOWN]) for word in sentence] for sentence, _ in labelled]
+    return Examples(
+        keras.utils.pad_sequences(ids, maxlen=LONGEST, padding="post", value=id_of[PADDING]),
+        np.array([label for _, label in labelled]),
+    )
