@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import tempfile
 from pathlib import Path
 
 import keras
@@ -24,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_docstrings(name):
-    shared = {"keras": keras, "np": np, "tf": tf, **vars(maskedgrad)}
+    shared = {"keras": keras, "np": np, "tf": tf, "tempfile": tempfile, **vars(maskedgrad)}
     module = importlib.import_module(name)
     results = doctest.testmod(module, extraglobs=shared, optionflags=doctest.ELLIPSIS)
     assert results.failed == 0
