@@ -4,7 +4,11 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-COMMANDS = {"demo": "watch special symbols learn in real text, five ways"}
+COMMANDS = {
+    "demo": "watch special symbols learn in real text, five ways",
+    "bench": "measure the ways to train some rows, on this machine",
+    "verify": "check that a saved model's frozen rows are those of its source",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,4 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except (ImportError, OSError) as error:
+        # A missing extra or file is the user's to mend, and needs no traceback.
+        parser.exit(1, f"{parser.prog}: {error}\n")
