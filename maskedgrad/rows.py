@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from maskedgrad.vocabulary import ids_by_word, row_ids
+
 
 class Rows:
     """An immutable set of row ids of a table, sorted and unique.
@@ -43,6 +45,44 @@ class Rows:
         ids.setflags(write=False)
         self._ids = ids
         self._num_rows = int(num_rows)
+
+    @classmethod
+    def last(cls, n: int, num_rows: int) -> "Rows":
+        """The last `n` rows of a table.
+
+        Example:
+
+        >>> Rows.last(3, num_rows=10)
+        Rows('7:10', num_rows=10)
+        """
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 0 <= n <= num_rows:
+            raise ValueError(f"`n` must be an int from 0 to {num_rows}. Received: n={n!r}")
+        return cls(slice(num_rows - int(n), None), num_rows)
+
+    @classmethod
+    def all_but(cls, rows: Any, num_rows: int) -> "Rows":
+        """All rows of a table but `rows`, which are what `Rows` takes.
+
+        Example:
+
+        >>> Rows.all_but([0, 3], num_rows=5)
+        Rows('1:3,4', num_rows=5)
+        """
+        return cls(rows, num_rows).complement()
+
+    @classmethod
+    def of_words(cls, words: Sequence[str], vocabulary: Any) -> "Rows":
+        """The rows of words in the table of a vocabulary, as `row_ids` takes them.
+
+        The table has a row more than the largest id of the vocabulary.
+
+        Example:
+
+        >>> Rows.of_words(["<city>"], ["", "the", "<city>"])
+        Rows('2', num_rows=3)
+        """
+        num_rows = max(ids_by_word(vocabulary).values(), default=-1) + 1
+        return cls(row_ids(words, vocabulary), num_rows)
 
     @property
     def ids(self) -> np.ndarray:

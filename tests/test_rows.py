@@ -85,6 +85,21 @@ def test_a_range_costs_a_few_bytes_and_reads_well():
     assert Rows([2, 7, 10, 11, 12], 20).get_config()["rows"] == "2,7,10:13"
 
 
+@cheap
+@given(n=st.integers(0, 30), ids=id_lists)
+def test_everyday_constructors_select_what_they_say(n, ids):
+    assert list(Rows.last(n, 30)) == list(range(30 - n, 30))
+    assert set(Rows.all_but(ids, 30)) == set(range(30)) - set(ids)
+    vocabulary = [f"word {i}" for i in range(30)]
+    assert Rows.of_words([vocabulary[i] for i in ids], vocabulary) == Rows(ids, 30)
+
+
+@pytest.mark.parametrize("n", [-1, 31, 1.0, True])
+def test_more_rows_than_there_are_cannot_be_the_last(n):
+    with pytest.raises(ValueError, match="from 0 to 30"):
+        Rows.last(n, 30)
+
+
 def test_rows_cannot_be_changed():
     given_ids = np.array([1, 2])
     rows = Rows(given_ids, 5)

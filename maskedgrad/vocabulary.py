@@ -1,0 +1,135 @@
+"""Vocabularies: which word has which row."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def row_ids(words: Sequence[str], vocabulary: Any) -> np.ndarray:
+    """The ids of words in a vocabulary.
+
+    Equivalent to `numpy.array([vocabulary.index(word) for word in words])` for
+    a list.
+
+    Args:
+        words: a sequence of strings, K of them.
+        vocabulary: a list or tuple of words in the order of their ids; a
+            mapping from word to id, such as `tokenizer.get_vocab()`; or a
+            `keras.layers.StringLookup` or `TextVectorization` that holds its
+            words.
+
+    Returns:
+        An int64 array of shape `(K,)`, in the order of `words`.
+
+    Raises:
+        TypeError: `words` is not a sequence of strings, or `vocabulary` is of
+            another type.
+        ValueError: the vocabulary does not hold one of the words, or gives one
+            word two ids or one id two words.
+
+    Example:
+
+    >>> row_ids(["<city>", "cat"], ["", "the", "cat", "<city>"]).tolist()
+    [3, 2]
+    """
+    checked = check_words(words)
+    id_of = ids_by_word(vocabulary)
+    absent = [word for word in checked if word not in id_of]
+    if absent:
+        raise ValueError(
+            f"The vocabulary of {len(id_of)} words must hold each of `words`. "
+            f"Received: {_with_nearest(absent, id_of)}. "
+            "Correct the spelling, or add the word to the vocabulary."
+        )
+    return np.array([id_of[word] for word in checked], dtype=np.int64)
+
+
+def ids_by_word(vocabulary: Any) -> dict[str, int]:
+    """A vocabulary, of any type that `row_ids` takes, as a dict from word to id.
+
+    Example:
+
+    >>> ids_by_word(keras.layers.StringLookup(vocabulary=["cat"]))
+    {'[UNK]': 0, 'cat': 1}
+    """
+    if isinstance(vocabulary, (keras.layers.StringLookup, keras.layers.TextVectorization)):
+        return _ids_of_lookup(vocabulary)
+    if isinstance(vocabulary, Mapping):
+        return _checked_ids(vocabulary)
+    if isinstance(vocabulary, (list, tuple)):
+        check_words(vocabulary, "The words of a vocabulary")
+        id_of = {word: row for row, word in enumerate(vocabulary)}
+        if len(id_of) != len(vocabulary):
+            repeated = [word for row, word in enumerate(vocabulary) if id_of[word] != row]
+            raise ValueError(
+                "The words of a vocabulary must not be repeated, because each names one row. "
+                f"Received more than once: {sample(repeated)}. Remove the repetitions."
+            )
+        return id_of
+    raise TypeError(
+        "A vocabulary must be a list or tuple of words, a mapping from word to id, a "
+        f"`StringLookup` or a `TextVectorization`. Received: {type(vocabulary).__name__}. "
+        "A Hugging Face tokenizer gives a mapping by `tokenizer.get_vocab()`."
+    )
+
+
+def check_words(words: Any, what: str = "`words`") -> Sequence[str]:
+    """`words`, if it is a sequence of strings; a `TypeError` that calls it `what` if not."""
+    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        raise TypeError(
+            f"{what} must be a list or tuple of strings. Received: {sample(words)}. "
+            "A single word goes in a list: `[word]`."
+        )
+    return words
+
+
+def sample(words: Any) -> str:
+    """How error messages show words: a few of them."""
+    if not isinstance(words, (list, tuple)) or len(words) <= 5:
+        text = repr(words)
+        return text if len(text) <= 200 else f"{text[:197]}..."
+    shown = ", ".join(map(repr, words[:5]))
+    return f"[{shown}, ...] ({len(words)} in all)"
+
+
+def _ids_of_lookup(lookup: Any) -> dict[str, int]:
+    id_of: dict[str, int] = {}
+    for row, word in enumerate(lookup.get_vocabulary()):
+        # With several out-of-vocabulary rows, Keras lists the same symbol for each.
+        id_of.setdefault(str(word), row)
+    return id_of
+
+
+def _checked_ids(vocabulary: Mapping[Any, Any]) -> dict[str, int]:
+    check_words(list(vocabulary), "The words of a vocabulary")
+    ids = list(vocabulary.values())
+    if not all(isinstance(row, (int, np.integer)) and not isinstance(row, bool) for row in ids):
+        raise TypeError(
+            "The ids of a vocabulary must be integers. "
+            f"Received: {sample([row for row in ids if not isinstance(row, (int, np.integer))])}. "
+            "A mapping from id to word must be turned round: "
+            "`{word: row for row, word in vocabulary.items()}`."
+        )
+    if any(row < 0 for row in ids):
+        raise ValueError(
+            "The ids of a vocabulary must not be negative. "
+            f"Received: {sample([row for row in ids if row < 0])}"
+        )
+    if len(set(ids)) != len(ids):
+        raise ValueError(
+            "The ids of a vocabulary must differ, because each row stands for one word. "
+            f"Received: {len(ids)} words and {len(set(ids))} different ids."
+        )
+    return {word: int(row) for word, row in vocabulary.items()}
+
+
+def _with_nearest(absent: list[str], id_of: dict[str, int]) -> str:
+    nearest = [(word, difflib.get_close_matches(word, id_of, n=3)) for word in absent[:5]]
+    parts = [
+        f"{word!r} (nearest: {', '.join(map(repr, near))})" if near else repr(word)
+        for word, near in nearest
+    ]
+    return ", ".join(parts) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")

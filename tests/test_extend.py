@@ -1,0 +1,443 @@
+"""A table gets rows for new words, or two tables become one; what was learned stays."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskedgrad import MaskedModel, MaskedOptimizer, Rows
+from maskedgrad.extension import extend
+from maskedgrad.merging import merge_two_tables
+
+V, D = 7, 3
+NEW = ["<city>", "<name>"]
+ALL_IDS = np.arange(V).reshape(1, V)
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class Bias(keras.layers.Layer):
+    def build(self, input_shape):
+        self.bias = self.add_weight(shape=input_shape[-1:], initializer="normal", name="bias")
+
+    def call(self, inputs):
+        return inputs + self.bias
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class TiedOutput(keras.layers.Layer):
+    def __init__(self, words, **kwargs):
+        super().__init__(**kwargs)
+        self.words = words
+
+    def get_config(self):
+        return {**super().get_config(), "words": keras.saving.serialize_keras_object(self.words)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("words")), **config)
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.words.embeddings))
+
+
+def bits(array) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32).view("uint32")
+
+
+def embedded(model_class=keras.Model, name="words"):
+    words = keras.layers.Embedding(V, D, mask_zero=True, name=name)
+    inputs = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Dense(4, name="hidden")(words(inputs))
+    return model_class(inputs, keras.layers.Dropout(0.5)(hidden))
+
+
+def tied(model_class=keras.Model, tie_weights=True):
+    words = keras.layers.ReversibleEmbedding(V, D, tie_weights=tie_weights, name="words")
+    inputs = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Dense(D, activation="tanh", name="hidden")(words(inputs))
+    return model_class(inputs, Bias(name="bias")(words(hidden, reverse=True)))
+
+
+def nested(model_class=keras.Model):
+    inputs = keras.Input((None,), dtype="int32")
+    inner = embedded()
+    return model_class(inputs, keras.layers.Dense(2)(inner(inputs)))
+
+
+def sequential(model_class=keras.Sequential):
+    return model_class(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(V, D),
+            keras.layers.LSTM(2),
+            keras.Sequential([keras.layers.Dense(2)]),
+        ]
+    )
+
+
+def branched(model_class=keras.Model):
+    inputs = {name: keras.Input((3,), dtype="int32", name=name) for name in ("title", "text")}
+    words = keras.layers.Embedding(V, D, name="words")
+    head = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(2)], name="head")
+    return model_class(inputs, {name: head(words(ids)) for name, ids in inputs.items()})
+
+
+MODELS = {
+    "embedded": embedded,
+    "tied": tied,
+    "reversible, not tied": lambda: tied(tie_weights=False),
+    "nested": nested,
+    "sequential": sequential,
+    "masked": lambda: tied(MaskedModel),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_old_ids_give_the_same_outputs_and_every_old_weight_keeps_its_bits(name):
+    model = MODELS[name]()
+    before = [weight.numpy() for weight in model.weights]
+    larger, new = extend(model, NEW)
+
+    assert new == Rows([V, V + 1], num_rows=V + 2)
+    assert type(larger) is type(model)
+    assert larger.name == model.name
+    assert [layer.name for layer in larger.layers] == [layer.name for layer in model.layers]
+    for old, now, weight in zip(before, model.weights, larger.weights, strict=True):
+        assert (bits(old) == bits(now.numpy())).all()
+        kept = weight.numpy()[tuple(slice(size) for size in old.shape)]
+        assert (bits(kept) == bits(old)).all()
+    outputs = model(ALL_IDS).numpy()
+    assert (bits(larger(ALL_IDS).numpy()[..., : outputs.shape[-1]]) == bits(outputs)).all()
+    assert np.isfinite(larger(np.array([[V, V + 1]])).numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["embedded", "tied", "nested", "masked"])
+def test_a_functional_model_keeps_the_paths_of_its_weights(name):
+    model = MODELS[name]()
+    larger, _ = extend(model, NEW)
+    assert [weight.path for weight in larger.weights] == [weight.path for weight in model.weights]
+
+
+def test_names_and_structure_of_inputs_and_outputs_and_shared_layers_are_kept():
+    model = branched()
+    larger, _ = extend(model, NEW)
+    batch = {"text": ALL_IDS[:, :3], "title": ALL_IDS[:, 3:6]}
+    before, after = model(batch), larger(batch)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert (bits(before[name]) == bits(after[name])).all()
+    assert len(larger.weights) == len(model.weights)
+
+
+def test_a_layer_that_two_levels_share_is_still_one():
+    words = keras.layers.Embedding(V, D, name="words")
+    inputs = keras.Input((None,), dtype="int32")
+    inner = keras.Model(inputs, words(inputs))
+    larger, _ = extend(keras.Model(inputs, inner(inputs) + words(inputs)), NEW)
+    assert [tuple(weight.shape) for weight in larger.weights] == [(V + 2, D)]
+
+
+def test_a_tied_output_and_its_bias_grow_with_the_table():
+    model = tied()
+    larger, _ = extend(model, NEW, {"<city>": [1, 3], "<name>": [2]})
+    assert larger.output_shape == (None, None, V + 2)
+    for old, weight in zip(model.weights, larger.weights, strict=True):
+        if "hidden" not in old.path:
+            assert weight.shape[0] == V + 2
+            expected = np.stack([old.numpy()[[1, 3]].mean(0), old.numpy()[2]])
+            np.testing.assert_allclose(weight.numpy()[V:], expected, rtol=1e-6)
+    outputs = larger(ALL_IDS).numpy()
+    np.testing.assert_allclose(outputs[..., V + 1], outputs[..., 2], rtol=1e-5)
+
+
+def test_an_output_that_is_not_tied_keeps_its_own_table():
+    words = keras.layers.Embedding(V, D)
+    inputs = keras.Input((None,), dtype="int32")
+    larger, _ = extend(keras.Model(inputs, keras.layers.Dense(V)(words(inputs))), NEW)
+    assert larger.output_shape == (None, None, V)
+
+
+def test_the_new_rows_are_ready_to_train():
+    model = tied(MaskedModel)
+    words = model.get_layer("words")
+    model.compile("adam", loss="mse", trainable_rows={words: [1]})
+    model.train_on_batch(ALL_IDS, np.zeros((1, V, V)))
+    larger, new = extend(model, NEW)
+    assert not larger.compiled
+    words = larger.get_layer("words")
+    before = words.get_weights()[0]
+    assert (bits(before[:V]) == bits(model.get_layer("words").get_weights()[0])).all()
+    larger.compile(MaskedOptimizer("adamw", {words: new}), loss="mse")
+    larger.fit(np.array([[1, V, V + 1]]), np.ones((1, 3, V + 2)), epochs=3, verbose=0)
+    moved = (bits(words.get_weights()[0]) != bits(before)).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == new.ids.tolist()
+
+
+@given(
+    st.sampled_from([keras.layers.Embedding, keras.layers.ReversibleEmbedding]),
+    st.integers(1, 4),
+    st.sampled_from(["zeros", "mean", "normal", {"0": [1]}]),
+    st.sampled_from(["float32", "bfloat16", "mixed_float16"]),
+)
+def test_a_layer_grows_at_its_end_only(layer_class, num_new, initializer, dtype):
+    layer = layer_class(V, D, mask_zero=True, dtype=dtype, name="words")
+    layer.build(None)
+    larger, new = extend(layer, [str(i) for i in range(num_new)], initializer)
+    assert new == Rows(slice(V, None), V + num_new)
+    old, table = (tf.convert_to_tensor(words.embeddings.value) for words in (layer, larger))
+    assert table.dtype == old.dtype
+    assert tf.reduce_all(
+        tf.equal(tf.bitcast(table[:V], unsigned(old)), tf.bitcast(old, unsigned(old)))
+    )
+    config = {**layer.get_config(), "input_dim": V + num_new}
+    assert larger.get_config() == config
+
+
+def unsigned(tensor):
+    return {4: tf.uint32, 2: tf.uint16}[tensor.dtype.size]
+
+
+def test_a_function_gives_the_new_rows():
+    layer = keras.layers.Embedding(V, D)
+    layer.build(None)
+
+    def initializer(words, table):
+        return np.stack([table[len(word) - 6] for word in words])
+
+    larger, _ = extend(layer, ["<city>", "<cities>"], initializer)
+    table = larger.get_weights()[0]
+    assert (bits(table[V:]) == bits(table[[0, 2]])).all()
+
+
+def test_the_seed_makes_drawn_rows_the_same():
+    layer = keras.layers.Embedding(V, D)
+    layer.build(None)
+    draws = [extend(layer, NEW, "mean", noise=1.0, seed=s)[0].get_weights()[0] for s in (1, 1, 2)]
+    assert (draws[0] == draws[1]).all()
+    assert (draws[0][V:] != draws[2][V:]).all()
+
+
+@pytest.mark.parametrize(
+    ("lookup", "text"),
+    [
+        (lambda: keras.layers.StringLookup(vocabulary=["cat", "dog"]), ["<city>", "cat", "cow"]),
+        (
+            lambda: keras.layers.TextVectorization(
+                vocabulary=["cat", "dog"], standardize=None, max_tokens=4
+            ),
+            ["<city>", "cat <name>", "cow"],
+        ),
+    ],
+    ids=["StringLookup", "TextVectorization"],
+)
+def test_a_lookup_in_the_model_learns_the_words(lookup, text):
+    lookup = lookup()
+    num_rows = lookup.vocabulary_size()
+    inputs = keras.Input((), dtype="string")
+    model = keras.Model(inputs, keras.layers.Embedding(num_rows, D)(lookup(inputs)))
+    larger, new = extend(model, NEW)
+    ids = keras.Model(larger.inputs, larger.layers[1].output)(tf.constant(text)).numpy()
+    expected = lookup(tf.constant(text)).numpy()
+    unknown = lookup(tf.constant(["cow"])).numpy().max()
+    assert (ids[expected != unknown] == expected[expected != unknown]).all()
+    assert new.ids[0] in ids[0].ravel()
+    assert ids[2].max() == unknown
+    with pytest.raises(ValueError, match="knows: \\['cat'\\]"):
+        extend(model, ["cat"])
+
+
+def test_a_lookup_that_was_adapted_and_belongs_to_something_else_is_copied():
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(["a", "b", "c"])
+    inputs = keras.Input((), dtype="string")
+    ids = keras.ops.minimum(lookup(inputs), 2)
+    larger, _ = extend(keras.Model(inputs, keras.layers.Embedding(V, D)(ids)), NEW)
+    copied = next(la for la in larger.layers if isinstance(la, keras.layers.StringLookup))
+    assert copied.get_vocabulary() == lookup.get_vocabulary()
+
+
+def two_tables():
+    inputs = keras.Input((None,), dtype="int32")
+    words = keras.layers.Embedding(V, D, name="words")(inputs)
+    places = keras.layers.Embedding(V, D, name="places")(keras.ops.cumsum(inputs * 0, axis=1))
+    return keras.Model(inputs, words + places)
+
+
+def test_the_table_is_named_where_there_are_several():
+    model = two_tables()
+    for table in ("words", model.get_layer("words")):
+        larger, _ = extend(model, NEW, table=table)
+        assert larger.get_layer("words").input_dim == V + 2
+        assert larger.get_layer("places").input_dim == V
+    for table in (None, "nowhere"):
+        with pytest.raises(ValueError, match="'words', 'places'"):
+            extend(model, NEW, table=table)
+
+
+def captured(use):
+    words = keras.layers.Embedding(V, D, name="words")
+    inputs = keras.Input((None,), dtype="int32")
+    return keras.Model(inputs, use(words(inputs), words))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.words = keras.layers.Embedding(V, D)
+
+    def call(self, inputs):
+        return self.words(inputs)
+
+
+UNBUILT = keras.layers.Embedding(V, D)
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        (lambda: captured(lambda x, words: TiedOutput(words)(x)), ValueError),
+        (
+            lambda: captured(lambda x, words: keras.ops.einsum("bld,vd->blv", x, words.embeddings)),
+            ValueError,
+        ),
+        (
+            lambda: captured(
+                lambda x, words: keras.ops.matmul(x, keras.ops.transpose(words.embeddings))
+            ),
+            ValueError,
+        ),
+        (
+            lambda: captured(
+                lambda x, words: keras.layers.Reshape((-1, V, 1))(
+                    keras.layers.ReversibleEmbedding(V, D)(x, reverse=True)
+                )
+            ),
+            ValueError,
+        ),
+        (Subclassed, TypeError),
+        (lambda: UNBUILT, ValueError),
+        (lambda: keras.Sequential([keras.layers.Embedding(V, D)]), ValueError),
+        (lambda: keras.layers.Dense(3), TypeError),
+        (lambda: "model", TypeError),
+    ],
+    ids=[
+        "tied by a layer of its own",
+        "tied by an operation",
+        "tied by a constant",
+        "two embedding layers",
+        "subclassed",
+        "unbuilt layer",
+        "unbuilt model",
+        "another layer",
+        "not a model",
+    ],
+)
+def test_what_cannot_be_extended_is_refused_and_says_what_to_do(model, error):
+    with pytest.raises(error, match=r"by hand|By hand|extend|Call it|Received"):
+        extend(model(), NEW)
+
+
+def test_a_layer_bound_to_the_old_number_of_rows_is_refused():
+    words = keras.layers.ReversibleEmbedding(V, D, name="words")
+    inputs = keras.Input((4,), dtype="int32")
+    outputs = keras.layers.Reshape((4, V, 1))(words(words(inputs), reverse=True))
+    with pytest.raises(ValueError, match=r"9 rows.*By hand"):
+        extend(keras.Model(inputs, outputs), NEW)
+
+
+@pytest.mark.parametrize("change", ["lora", "int8"])
+def test_a_table_that_is_more_than_its_rows_is_refused(change):
+    model = embedded()
+    words = model.get_layer("words")
+    if change == "lora":
+        words.enable_lora(2)
+    else:
+        words.quantize("int8")
+    with pytest.raises(ValueError, match="LoRA"):
+        extend(model, NEW)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"words": "<city>"}, TypeError, "in a list"),
+        ({"words": []}, ValueError, "at least one"),
+        ({"words": ["a", "a"]}, ValueError, "twice"),
+        ({"initializer": "ones"}, ValueError, "ones"),
+        ({"initializer": {"<town>": [1]}}, ValueError, "<town>"),
+        ({"initializer": {"<city>": []}}, ValueError, "at least one row"),
+        ({"initializer": {"<city>": [V]}}, ValueError, f"below {V}"),
+        ({"initializer": {"<city>": ["town"]}}, TypeError, "integers"),
+        ({"initializer": lambda words, table: table}, ValueError, "shape"),
+        ({"noise": np.nan}, ValueError, "noise"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        extend(**{"model_or_layer": embedded(), "words": NEW, **arguments})
+
+
+def embedding(table, **options) -> keras.layers.Embedding:
+    layer = keras.layers.Embedding(*table.shape, **options)
+    layer.build(None)
+    layer.set_weights([table])
+    return layer
+
+
+@given(st.integers(0, V - 1), st.integers(0, 5))
+def test_merged_tables_give_the_outputs_of_the_two_layers(first_special, seed):
+    generator = np.random.default_rng(seed)
+    frozen = embedding(generator.normal(size=(V, D)), trainable=False, mask_zero=True, name="words")
+    added = embedding(generator.normal(size=(V - first_special, D)))
+
+    def place_in_added(ids):
+        return keras.ops.relu(ids - first_special)
+
+    expected = frozen(ALL_IDS) + added(place_in_added(ALL_IDS))
+    for mapping in (place_in_added, np.maximum(np.arange(V) - first_special, 0)):
+        merged = merge_two_tables(frozen, added, mapping)
+        np.testing.assert_allclose(merged(ALL_IDS), expected, rtol=1e-6)
+        assert (merged.name, merged.mask_zero, merged.trainable) == ("words", True, True)
+
+
+def test_rows_to_which_nothing_is_added_keep_their_bits():
+    frozen, added = embedding(np.ones((4, 2))), embedding(np.full((1, 2), 5.0))
+    merged = merge_two_tables(frozen, added, [-1, -1, 0, -1])
+    assert merged.get_weights()[0].tolist() == [[1, 1], [1, 1], [6, 6], [1, 1]]
+    assert frozen.get_weights()[0].tolist() == [[1, 1]] * 4
+
+
+@pytest.mark.parametrize(
+    ("frozen", "added", "mapping", "error", "message"),
+    [
+        (np.ones((2, 2)), np.ones((1, 3)), [0, 0], ValueError, "2 and 3"),
+        (np.ones((2, 2)), np.ones((1, 2)), [0], ValueError, "shape \\(1,\\)"),
+        (np.ones((2, 2)), np.ones((1, 2)), [0, 1], ValueError, "below 1"),
+        (np.ones((2, 2)), np.ones((1, 2)), [0, -2], ValueError, "or -1"),
+        (np.ones((2, 2)), np.ones((1, 2)), [0.0, 0.0], TypeError, "float64"),
+    ],
+)
+def test_tables_that_cannot_be_merged_are_refused(frozen, added, mapping, error, message):
+    with pytest.raises(error, match=message):
+        merge_two_tables(embedding(frozen), embedding(added), mapping)
+    with pytest.raises(TypeError, match="Embedding"):
+        merge_two_tables("frozen", embedding(added), mapping)
+
+
+def test_the_two_layer_recipe_moves_every_ordinary_word():
+    """The leak: row 0 of the trainable layer trains, and is added to all of them."""
+    first_special = V - 2
+    inputs = keras.Input((None,), dtype="int32")
+    frozen = keras.layers.Embedding(V, D, trainable=False)
+    added = keras.layers.Embedding(3, D, embeddings_initializer="zeros")
+    outputs = frozen(inputs) + added(keras.ops.relu(inputs - (first_special - 1)))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", loss="mse")
+    before = model(ALL_IDS).numpy()[0]
+    model.fit(np.array([[1, V - 1]]), np.ones((1, 2, D)), verbose=0)
+    change = model(ALL_IDS).numpy()[0] - before
+    ordinary = change[:first_special]
+    assert (ordinary != 0).all()
+    np.testing.assert_allclose(ordinary, np.tile(ordinary[0], (first_special, 1)), rtol=1e-4)
