@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from maskedgrad.vectors import load_vectors
+
 PADDING, NAME, NUMBER, UNKNOWN = "<padding>", "<name>", "<number>", "<unknown>"
 SPECIAL = [NAME, NUMBER, UNKNOWN]
 SHORTEST, LONGEST = 5, 40  # words a sentence
@@ -147,22 +149,13 @@ def make_task(prose: Mapping[str, Sequence[Sentence]], vectors: Path | None) -> 
         validation += [(sentence, label) for sentence in chosen[TRAINING_SIZE:][:VALIDATION_SIZE]]
     sentences = [sentence for package in prose for sentence in prose[package]]
     unseen = {sentence for sentence, _ in validation}
-    keyed_vectors = (
-        load_vectors(vectors)
-        if vectors
-        else train_vectors([sentence for sentence in sentences if sentence not in unseen])
-    )
-    in_prose = {word for sentence in sentences for word in sentence}
-    words = sorted(word for word in in_prose - set(SPECIAL) if word in keyed_vectors)
-    if not words:
-        raise ValueError(
-            "The vectors must be of English words. Received: a file with a vector for none of "
-            f"the {len(in_prose)} words of the prose, {vectors}"
-        )
-    vocabulary = [PADDING, *words, *SPECIAL]
+    source = vectors or train_vectors([s for s in sentences if s not in unseen])
+    in_prose = {word for sentence in sentences for word in sentence} - set(SPECIAL)
     # As in Keras' guide to pretrained embeddings, what has no vector starts at zero.
-    matrix = np.zeros((len(vocabulary), keyed_vectors.vector_size), "float32")
-    matrix[1 : len(words) + 1] = keyed_vectors[words]
+    table, report = load_vectors(source, [PADDING, *sorted(in_prose)], "zeros", padding=PADDING)
+    vocabulary = [PADDING, *report.found, *SPECIAL]
+    with_vector = np.setdiff1d(np.arange(len(table)), report.missing_ids)
+    matrix = np.pad(table[with_vector], [(0, len(SPECIAL)), (0, 0)])
     return Task(
         packages, vocabulary, matrix, _encode(training, vocabulary), _encode(validation, vocabulary)
     )
@@ -191,21 +184,6 @@ def train_vectors(sentences: Sequence[Sentence]) -> Any:
         seed=0,
         hashfxn=lambda word: zlib.crc32(word.encode()),
     ).wv
-
-
-def load_vectors(path: Path) -> Any:
-    """The vectors in a text file, as a gensim `KeyedVectors`.
-
-    Args:
-        path: a file of word2vec or fastText text, with a header, or of GloVe
-            text, without.
-    """
-    from gensim.models import KeyedVectors
-    from gensim.utils import open as gensim_open
-
-    with gensim_open(path, "rb") as file:
-        first_line = file.readline().split()
-    return KeyedVectors.load_word2vec_format(path, no_header=len(first_line) != 2)
 
 
 def _topics() -> Iterator[tuple[str, str]]:

@@ -65,14 +65,6 @@ def test_labels_keep_their_order_and_their_distance(heights, gap):
     assert spread.mean() == pytest.approx(heights.mean(), abs=1e-9)
 
 
-@pytest.mark.parametrize("header", [True, False], ids=["word2vec", "GloVe"])
-def test_vectors_are_read_with_and_without_a_header(tmp_path, header):
-    rows = {"the": [1.5, 2.0, -3.0], "of": [0.0, 0.25, 1.0]}
-    path = _write_vectors(tmp_path / "vectors.txt", rows, header)
-    vectors = prose.load_vectors(path)
-    assert {word: vectors[word].tolist() for word in vectors.index_to_key} == rows
-
-
 def test_the_same_prose_gives_the_same_vectors():
     sentences = [("return", "the", "value", "of", "the", "<name>")] * 5
     first, second = (prose.train_vectors(sentences) for _ in range(2))
@@ -177,7 +169,7 @@ def test_a_python_without_its_sources_is_refused(tmp_path):
 
 def test_vectors_of_other_words_are_refused(tmp_path):
     path = _write_vectors(tmp_path / "vectors.txt", {"gâteau": [1.0]}, header=True)
-    with pytest.raises(ValueError, match=r"Received: .*vectors\.txt"):
+    with pytest.raises(ValueError, match=r"vectors\.txt.*none of the words"):
         prose.make_task(PROSE, path)
 
 
