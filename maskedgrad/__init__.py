@@ -1,10 +1,15 @@
 """Train some rows of a pretrained table in Keras; every other row keeps its bits."""
 
 from maskedgrad import callbacks
+from maskedgrad.extension import extend
 from maskedgrad.gradients import mask_gradients
+from maskedgrad.merging import merge_two_tables
 from maskedgrad.model import MaskedModel, MaskedTrainStep
 from maskedgrad.optimizer import MaskedOptimizer
+from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.rows import Rows
+from maskedgrad.vectors import load_vectors
+from maskedgrad.vocabulary import row_ids
 
 __all__ = [
     "MaskedModel",
@@ -12,5 +17,10 @@ __all__ = [
     "MaskedTrainStep",
     "Rows",
     "callbacks",
+    "extend",
+    "load_vectors",
     "mask_gradients",
+    "merge_two_tables",
+    "pretrained_embedding",
+    "row_ids",
 ]

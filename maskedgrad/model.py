@@ -76,6 +76,9 @@ class MaskedTrainStep(_Model):
             The values of the metrics, by name.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self.built:
+            # Before the tables are read, since what is read after is read sparsely.
+            self._build_optimizer()
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self.compute_loss(
@@ -84,7 +87,9 @@ class MaskedTrainStep(_Model):
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
-        self._apply_masked(gradients, variables)
+        self._build_optimizer()
+        masked_optimizer = masked_optimizer_in(self.optimizer)
+        self.optimizer.apply(*masked_optimizer.select_trainable(gradients, variables))
         self._track_loss(loss, x)
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
@@ -95,12 +100,10 @@ class MaskedTrainStep(_Model):
         self._num_row_changes = changes
         return super().make_train_function(force=force or stale)
 
-    def _apply_masked(self, gradients, variables) -> None:
+    def _build_optimizer(self) -> None:
         if not self.optimizer.built:
-            self.optimizer.build(variables)
-        masked_optimizer = masked_optimizer_in(self.optimizer)
-        masked_optimizer.build(variables)
-        self.optimizer.apply(*masked_optimizer.select_trainable(gradients, variables))
+            self.optimizer.build(self.trainable_variables)
+        masked_optimizer_in(self.optimizer).build(self.trainable_variables)
 
     def _track_loss(self, loss, x) -> None:
         # Keras divides the loss by the number of replicas; what it shows is the whole.

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.compact import read_sparsely
 from maskedgrad.gradients import Gradient
 from maskedgrad.plan import Plan, outside_of_graphs
 from maskedgrad.rows import (
@@ -22,6 +23,7 @@ from maskedgrad.rows import (
     decode_trainable_rows,
     encode_trainable_rows,
     resolve_targets,
+    table_of,
 )
 from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
 
@@ -74,6 +76,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         check_trainable_rows(trainable_rows)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
+        # The function that builds the optimizer looks up first, and must read sparsely too.
+        for target in trainable_rows:
+            if isinstance(target, keras.Layer) and target.built:
+                read_sparsely(table_of(target))
         self._plan = Plan(dict(trainable_rows))
 
     @property
@@ -152,6 +158,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def _build(self, targets: list[Target], variables: list[keras.Variable]) -> None:
         if not all(target.variable.value.is_initialized() for target in targets):
+            for target in targets:
+                read_sparsely(target.variable)  # in the next trace
             return
         self._plan.set_tables(targets, variables)
         self._build_inner_optimizer()
@@ -210,9 +218,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             The gradients, of shape `(K, ...)` for a table, and the variables.
         """
         self._finish_loading()
-        table_of = {id(table.variable): table for table in self._plan.tables}
+        tables = {id(table.variable): table for table in self._plan.tables}
         grads = [
-            table_of[id(variable)].compact_gradient(grad) if id(variable) in table_of else grad
+            tables[id(variable)].compact_gradient(grad) if id(variable) in tables else grad
             for grad, variable in zip(grads, variables, strict=True)
         ]
         return grads, self._plan.compact_variables(variables)

@@ -32,7 +32,8 @@ def test_examples_of_docstrings(name):
 
 
 def test_every_public_name_has_an_example():
-    for name in maskedgrad.__all__:
+    modules = {"callbacks"}
+    for name in set(maskedgrad.__all__) - modules:
         assert ">>>" in getattr(maskedgrad, name).__doc__, name
 
 

@@ -1,0 +1,78 @@
+"""`pretrained_embedding`: a stock `Embedding` around a matrix, in the memory of one table."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.compact import read_sparsely
+
+CHUNK_BYTES = 1 << 24
+
+
+def pretrained_embedding(matrix: np.ndarray, **options: Any) -> keras.layers.Embedding:
+    """A stock `keras.layers.Embedding` that starts from a pretrained matrix.
+
+    Equivalent to `keras.layers.Embedding(*matrix.shape, weights=[matrix],
+    **options)`, which draws random numbers first and then copies the matrix
+    several times. Here the table is filled in place, a few megabytes at a
+    time, and the matrix may be larger than what is left of the memory.
+
+    Args:
+        matrix: numbers of shape `(V, D)`: an array, or a file that is mapped
+            into memory: `numpy.load(path, mmap_mode="r")`. It is not changed,
+            and the layer does not hold on to it.
+        **options: as for `keras.layers.Embedding`, such as `mask_zero`,
+            `trainable`, `name` and `dtype`.
+
+    Returns:
+        The layer, built.
+
+    Raises:
+        TypeError: `matrix` is not a NumPy array of real numbers.
+        ValueError: `matrix` is not of rank 2.
+
+    Example:
+
+    >>> matrix = np.arange(6.0).reshape(3, 2)
+    >>> words = pretrained_embedding(matrix, mask_zero=True, name="words")
+    >>> words.get_weights()[0].tolist()
+    [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    """
+    _check_matrix(matrix)
+    layer = keras.layers.Embedding(*matrix.shape, embeddings_initializer="zeros", **options)
+    layer.build()
+    table = layer.weights[0]
+    # A table that was written by rows is copied whole by every dense read.
+    read_sparsely(table)
+    _fill(table, matrix)
+    return layer
+
+
+def _fill(table: keras.Variable, matrix: np.ndarray) -> None:
+    strategy = tf.distribute.get_strategy()
+    rows = max(1, CHUNK_BYTES // max(1, matrix[:1].nbytes))
+    for start in range(0, len(matrix), rows):
+        values = tf.cast(matrix[start : start + rows], table.value.dtype)
+        # Unlike `table.assign`, this writes in place.
+        strategy.extended.update(
+            table.value,
+            lambda variable, slices: variable.scatter_update(slices),
+            args=(tf.IndexedSlices(values, tf.range(start, start + len(values))),),
+            group=False,
+        )
+
+
+def _check_matrix(matrix: Any) -> None:
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiu":
+        received = getattr(matrix, "dtype", type(matrix).__name__)
+        raise TypeError(
+            "`matrix` must be a NumPy array of real numbers, or a file of them mapped into "
+            f"memory. Received: {received}. Use `numpy.asarray(matrix)`."
+        )
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(
+            "`matrix` must be of shape (V, D): a row for each word. "
+            f"Received: an array of shape {matrix.shape}"
+        )

@@ -1,0 +1,270 @@
+"""No operation of a step is as large as the table: what the graphs say, and what memory says."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework import function_pb2
+
+from maskedgrad import MaskedModel, MaskedOptimizer
+from tests.properties.strategies import optimizer_classes
+
+NUM_ROWS, WIDTH = 10_007, 3  # a prime that is far above every other size here
+BATCH, LENGTH = 4, 5
+IDS = [3, 5, 10_006]
+TOKENS = np.array([[1, 3, 3, 5, 0]] * BATCH, "int32")
+LABELS = np.ones((BATCH, 1), "float32")
+
+
+def pooled(embedded):
+    return keras.layers.GlobalAveragePooling1D()(embedded)
+
+
+def recurrent(embedded):
+    return keras.layers.LSTM(6)(embedded)
+
+
+def attentive(embedded):
+    return pooled(keras.layers.MultiHeadAttention(2, 2)(embedded, embedded))
+
+
+def make_model(model_class, read=pooled, **input_options):
+    inputs = keras.Input((LENGTH,), batch_size=BATCH, dtype="int32", **input_options)
+    words = keras.layers.Embedding(NUM_ROWS, WIDTH, mask_zero=read is recurrent, name="words")
+    return model_class(inputs, keras.layers.Dense(1)(read(words(inputs)))), words
+
+
+def compiled(model_class, optimizer, read=pooled, **compile_options):
+    model, words = make_model(model_class, read)
+    model.compile(MaskedOptimizer(optimizer, {words: IDS}), loss="mse", **compile_options)
+    return model
+
+
+def large_operations(step, batch) -> list[str]:
+    """The operations that compute as many numbers as the table has rows, or more.
+
+    TensorFlow runs what the outputs and the side effects of a function need,
+    so what neither needs is not looked at. Nor is a read of which nobody takes
+    the value: Keras asks a table for its shape by such a read, and TensorFlow
+    drops it when it optimizes the graph, as the test of memory below confirms.
+    The arguments of a function are not operations: the one integer a row that
+    says where a row stands is one.
+    """
+    concrete = tf.function(step, autograph=False).get_concrete_function(batch)
+    # A graph that calls the step has it, and all that it calls, in its library.
+    caller = tf.function(lambda: concrete(batch), autograph=False).get_concrete_function()
+    library = caller.graph.as_graph_def(add_shapes=True).library
+    assert library.function
+    return [
+        f"{node.op} {node.name} {shape}"
+        for function in library.function
+        for node in needed_nodes(function)
+        for shape in output_shapes(node)
+        if np.prod(shape) >= NUM_ROWS
+    ]
+
+
+def needed_nodes(function: function_pb2.FunctionDef) -> Iterator:
+    nodes = {node.name: node for node in function.node_def}
+    references = [*function.ret.values(), *(f"^{name}" for name in function.control_ret.values())]
+    seen = set()
+    while references:
+        reference = references.pop()
+        name = reference.lstrip("^").split(":")[0]
+        is_order_only = reference.startswith("^")
+        if name in seen or name not in nodes:
+            continue
+        if is_order_only and nodes[name].op == "ReadVariableOp":
+            continue
+        seen.add(name)
+        yield nodes[name]
+        references += nodes[name].input
+
+
+def output_shapes(node) -> Iterator[list[int]]:
+    for shape in node.attr["_output_shapes"].list.shape:
+        if not shape.unknown_rank:
+            yield [max(dimension.size, 1) for dimension in shape.dim]
+
+
+def assert_small(model, batch=None):
+    batch = (tf.constant(TOKENS), tf.constant(LABELS)) if batch is None else batch
+    for step, data in [
+        (model.test_step, batch),
+        (model.predict_step, batch[:1]),
+        (model.train_step, batch),
+    ]:
+        assert large_operations(step, data) == [], step.__name__
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+@pytest.mark.parametrize("optimizer_class", optimizer_classes())
+def test_a_step_is_smaller_than_the_table_for_any_optimizer(optimizer_class, model_class):
+    assert_small(compiled(model_class, optimizer_class()))
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+@pytest.mark.parametrize("read", [recurrent, attentive])
+def test_a_step_is_smaller_than_the_table_whatever_reads_it(read, model_class):
+    assert_small(compiled(model_class, "adam", read))
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.1},
+        {"use_ema": True, "ema_overwrite_frequency": 2},
+        {"gradient_accumulation_steps": 2},
+        {"global_clipnorm": 1.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_step_is_smaller_than_the_table_with_any_option(options, model_class):
+    assert_small(compiled(model_class, keras.optimizers.Adam(**options)))
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+def test_a_step_is_smaller_than_the_table_that_is_named_by_its_path(model_class):
+    model, words = make_model(model_class)
+    model.compile(MaskedOptimizer("adam", {words.embeddings.path: IDS}), loss="mse")
+    model.train_on_batch(TOKENS, LABELS)
+    assert_small(model)
+
+
+def test_a_step_is_smaller_than_the_table_with_loss_scaling_around_the_masks():
+    keras.config.set_dtype_policy("mixed_float16")
+    model, words = make_model(MaskedModel)
+    masked = MaskedOptimizer("adam", {words: IDS})
+    model.compile(keras.optimizers.LossScaleOptimizer(masked), loss="mse")
+    assert_small(model)
+
+
+class Means(keras.layers.Layer):
+    """The mean of each ragged text, by the given way to look up."""
+
+    def __init__(self, look_up):
+        super().__init__()
+        self.words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+        self.look_up = look_up
+
+    def build(self, input_shape):
+        self.words.build()
+
+    def call(self, ids):
+        return tf.reduce_mean(self.look_up(self.words, ids), axis=1)
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        tf.ragged.map_flat_values,
+        pytest.param(
+            lambda words, ids: words(ids),
+            marks=pytest.mark.xfail(
+                reason="tf.nn.embedding_lookup, with which Keras looks up ragged ids, reads whole"
+            ),
+        ),
+    ],
+    ids=["flat values", "directly"],
+)
+def test_a_step_is_smaller_than_the_table_with_ragged_texts(look_up, model_class):
+    inputs = keras.Input((None,), dtype="int32", ragged=True)
+    means = Means(look_up)
+    model = model_class(inputs, keras.layers.Dense(1)(means(inputs)))
+    model.compile(MaskedOptimizer("adam", {means.words: IDS}), loss="mse")
+    batch = tf.ragged.constant([[1, 3], [5], [3, 3], [0]]), tf.constant(LABELS)
+    assert_small(model, batch)
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+def test_a_step_that_builds_the_model_is_smaller_than_the_table(model_class):
+    class Pooled(model_class):
+        def __init__(self):
+            super().__init__()
+            self.words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+            self.score = keras.layers.Dense(1)
+
+        def call(self, tokens):
+            return self.score(keras.ops.mean(self.words(tokens), axis=1))
+
+    model = Pooled()
+    model.compile(MaskedOptimizer("adam", {model.words: IDS}), loss="mse")
+    model.train_on_batch(TOKENS, LABELS)
+    assert_small(model)
+
+
+def test_a_table_that_trains_whole_is_seen():
+    model, _ = make_model(keras.Model)
+    model.compile("adam", loss="mse")
+    assert large_operations(model.train_step, (tf.constant(TOKENS), tf.constant(LABELS)))
+
+
+def test_a_tied_output_layer_is_the_exception():
+    inputs = keras.Input((LENGTH,), batch_size=BATCH, dtype="int32")
+    words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+
+    class Tied(keras.layers.Layer):
+        def call(self, hidden):
+            return keras.ops.matmul(hidden, keras.ops.transpose(words.embeddings))
+
+    model = MaskedModel(inputs, Tied()(pooled(words(inputs))))
+    model.compile(MaskedOptimizer("adam", {words: IDS}), loss="mse")
+    assert large_operations(model.predict_step, (tf.constant(TOKENS),))
+
+
+PEAK_SCRIPT = """
+import sys
+from pathlib import Path
+import keras, numpy as np
+from maskedgrad import MaskedModel, MaskedOptimizer
+
+NUM_ROWS, WIDTH = 500_000, 128
+TABLE = NUM_ROWS * WIDTH * 4
+model_class, named, options = eval(sys.argv[1])
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+inputs = keras.Input((10,), dtype="int32")
+words = keras.layers.Embedding(NUM_ROWS, WIDTH, embeddings_initializer="zeros", name="words")
+outputs = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(words(inputs)))
+model = model_class(inputs, outputs)
+target = words if named == "layer" else words.embeddings.path
+model.compile(MaskedOptimizer("adam", {target: [3, 5]}), loss="mse", **options)
+tokens, labels = np.full((64, 10), 3, "int32"), np.ones((64, 1), "float32")
+model.evaluate(tokens, labels, batch_size=2, verbose=0)
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+model.fit(tokens, labels, batch_size=2, verbose=0)
+model.evaluate(tokens, labels, batch_size=2, verbose=0)
+model.predict(tokens, batch_size=2, verbose=0)
+print((status("VmHWM") - before) / TABLE)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs a peak of memory that can be reset"
+)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "(keras.Model, 'layer', {})",
+        "(MaskedModel, 'layer', {})",
+        "(MaskedModel, 'layer', {'jit_compile': True})",
+        "(keras.Model, 'layer', {'steps_per_execution': 8})",
+    ],
+)
+def test_fit_evaluate_and_predict_never_copy_the_table(case):
+    finished = subprocess.run(
+        [sys.executable, "-c", PEAK_SCRIPT, case], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert float(finished.stdout) < 0.9
