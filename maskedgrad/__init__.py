@@ -6,6 +6,7 @@ from maskedgrad.gradients import mask_gradients
 from maskedgrad.merging import merge_two_tables
 from maskedgrad.model import MaskedModel, MaskedTrainStep
 from maskedgrad.optimizer import MaskedOptimizer
+from maskedgrad.patch import RowPatch
 from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.rows import Rows
 from maskedgrad.vectors import load_vectors
@@ -15,6 +16,7 @@ __all__ = [
     "MaskedModel",
     "MaskedOptimizer",
     "MaskedTrainStep",
+    "RowPatch",
     "Rows",
     "callbacks",
     "extend",

@@ -15,10 +15,12 @@ import tensorflow as tf
 import maskedgrad
 
 ROOT = Path(__file__).parent.parent
+# Run as programs: the second by a Python that has PyTorch and need not have maskedgrad.
+PROGRAMS = {"maskedgrad.__main__", "maskedgrad.cli.bench_peers"}
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(maskedgrad.__path__, "maskedgrad.")
-    if not module.name.endswith("__main__")
+    if module.name not in PROGRAMS
 ]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -1,0 +1,195 @@
+"""Measure, on this machine, the ways to train some rows of a table.
+
+Each case runs in a process of its own, one at a time, and the cases are
+interleaved over rounds, so that a noisy machine hurts all alike. The floor is
+a frozen table.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, draw, table
+
+WAYS = [
+    FLOOR,
+    "maskedgrad",
+    "maskedgrad, stock Model",
+    "two-layer recipe",
+    "table trainable",
+    "gradient times mask",
+    "stop_gradient mix",
+]
+PEERS = ["PyTorch, table frozen", "PyTorch, gradient hook", "PyTorch, PEFT trainable tokens"]
+MODELS = ["pool", "lstm", "transformer", "tied"]
+SWEEPS = {
+    "rows": (0.01, 0.1, 1, 5),
+    "trainable": (1, 10, 100, 1000),
+    "batch": (0.25, 1, 4, 16),
+}
+CASE_FIELDS = ["rows", "width", "batch", "length", "trainable", "optimizer", "model", "jit"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command to `parser`."""
+    for name, default, meaning in [
+        ("rows", 400_000, "rows of the table"),
+        ("width", 300, "width of the table"),
+        ("batch", 64, "texts in a batch"),
+        ("length", 100, "tokens in a text"),
+        ("trainable", 100, "rows that train"),
+        ("rounds", 3, "times that each case is measured"),
+    ]:
+        parser.add_argument(
+            f"--{name}",
+            type=_positive,
+            metavar="N",
+            default=default,
+            help=f"{meaning} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--optimizer", default="adam", help="name of a Keras optimizer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="pool",
+        help="what reads the table; `tied` has an output layer tied to it (default: %(default)s)",
+    )
+    parser.add_argument("--jit", action="store_true", help="compile with XLA")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, metavar="WAY", default=WAYS, help=f"of {WAYS}"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="PyTorch and PEFT too, where they are installed"
+    )
+    parser.add_argument("--sweep", choices=sorted(SWEEPS), help="how cost grows with one of these")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the measurements")
+    parser.add_argument("--figure", type=Path, metavar="PATH", help="where to draw the figure")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    console = _console()
+    if options.trainable >= options.rows - 1:
+        console.print(
+            "--trainable must leave rows to freeze: at most --rows less 2. "
+            f"Received: {options.trainable} of {options.rows}",
+            markup=False,
+        )
+        return 2
+    ways = list(options.ways)
+    if options.peers:
+        missing = [name for name in ("torch", "peft") if not importlib.util.find_spec(name)]
+        if missing:
+            console.print(f"PyTorch is not measured: {' and '.join(missing)} not installed.")
+        elif options.model != "pool" or options.optimizer != "adam":
+            console.print("PyTorch is not measured: it has `--model pool --optimizer adam` only.")
+        else:
+            ways += PEERS
+    cases = cases_of(options, ways)
+    try:
+        results = measure(cases, options.rounds, console)
+    except subprocess.CalledProcessError as error:
+        console.print(error.stderr, markup=False, highlight=False)
+        console.print(f"A case failed: {error.cmd[-1]}", markup=False, highlight=False)
+        return 1
+    console.print(f"{_conditions(options)}, {os.cpu_count()} cores", highlight=False)
+    for value in dict.fromkeys(result.case[options.sweep or "model"] for result in results):
+        same = [r for r in results if r.case[options.sweep or "model"] == value]
+        console.print(table(same, f"{options.sweep}: {value:,}" if options.sweep else None))
+    if options.json:
+        document = {
+            "cores": os.cpu_count(),
+            "floor": FLOOR,
+            "results": [result._asdict() for result in results],
+        }
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.figure:
+        draw(results, options.sweep, options.figure)
+        console.print(f"The figure is in {options.figure}", highlight=False)
+    return 0
+
+
+def cases_of(options: argparse.Namespace, ways: Sequence[str]) -> list[Case]:
+    """The cases that `options` ask for: one for each way, and for each value of a sweep."""
+    base = {field: getattr(options, field) for field in CASE_FIELDS}
+    cases = [{"way": way, **case} for case in _swept(base, options.sweep) for way in ways]
+    return [case for case in cases if case["trainable"] < case["rows"] - 1]
+
+
+def _swept(base: Case, sweep: str | None) -> Iterator[Case]:
+    if sweep is None:
+        yield base
+        return
+    values = [max(1, round(base[sweep] * factor)) for factor in SWEEPS[sweep]]
+    if sweep == "trainable":
+        values = [*(v for v in values if v < base["rows"] // 2), base["rows"] // 2]
+    for value in dict.fromkeys(values):
+        yield {**base, sweep: value}
+
+
+def measure(cases: Sequence[Case], rounds: int, console: Any) -> list[Result]:
+    """Measures each case once a round, one after the other.
+
+    Raises:
+        subprocess.CalledProcessError: a case failed; `stderr` says how.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    results = [Result(case, []) for case in cases]
+    columns = TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("", total=rounds * len(cases))
+        for _ in range(rounds):
+            for result in results:
+                progress.update(task, description=result.case["way"])
+                result.measurements.append(_run_worker(result.case))
+                progress.advance(task)
+    return results
+
+
+def _run_worker(case: Case) -> Measurement:
+    finished = subprocess.run(  # noqa: S603
+        [sys.executable, *_worker_of(case), json.dumps(case)],
+        env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def _worker_of(case: Case) -> list[str]:
+    if case["way"] in PEERS:
+        return [str(Path(__file__).with_name("bench_peers.py"))]
+    return ["-m", "maskedgrad.cli.bench_worker"]
+
+
+def _conditions(options: argparse.Namespace) -> str:
+    return (
+        f"{options.rows:,} rows x {options.width}, batch {options.batch} x {options.length}, "
+        f"{options.trainable:,} trainable rows, {options.optimizer}, {options.model}"
+        f"{', XLA' if options.jit else ''}"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number. Received: {text}")
+    return number
+
+
+def _console() -> Any:
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise ImportError('The benchmark needs rich: pip install "maskedgrad[demo]"') from error
+    return Console()

@@ -1,0 +1,180 @@
+"""What the benchmark reports: ratios, a table and figures."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+FLOOR = "table frozen"
+
+Case = dict[str, Any]
+Measurement = dict[str, Any]
+
+# Okabe and Ito's colours, which can be told apart without seeing all colours.
+COLOURS = ["#000000", "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7", "#999999"]
+MARKERS = "os^Dvx*P"
+AXES = {
+    "rows": "rows of the table",
+    "trainable": "rows that train",
+    "batch": "texts in a batch",
+}
+
+
+class Result(NamedTuple):
+    """A case and what was measured in each round."""
+
+    case: Case
+    measurements: list[Measurement]
+
+
+class Ratio(NamedTuple):
+    """A ratio of times within a round: the median over rounds, the lowest and the highest."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{_short(self.median)} ({_short(self.lowest)} to {_short(self.highest)})"
+
+
+def ratio(result: Result, floor: Result, of: str = "step", to: str | None = None) -> Ratio | None:
+    """How long `result` took, as a multiple of what `floor` took in the same round.
+
+    Args:
+        of: the name of a measurement.
+        to: the name of the measurement of `floor`, if it is another.
+    """
+    pairs = zip(result.measurements, floor.measurements, strict=True)
+    ratios = [a[of] / b[to or of] for a, b in pairs if a[of] is not None]
+    return Ratio(median(ratios), min(ratios), max(ratios)) if ratios else None
+
+
+def table(results: Sequence[Result], title: str | None) -> Any:
+    """A `rich` table of `results`, with the ratios to the floor among them."""
+    from rich.table import Table
+
+    floor = next((result for result in results if result.case["way"] == FLOOR), results[0])
+    rows = Table(title=title)
+    for name, justify in COLUMNS:
+        rows.add_column(name, justify=justify)
+    for result in results:
+        rows.add_row(result.case["way"], *(cell(result, floor) for cell in CELLS))
+    return rows
+
+
+COLUMNS: list[tuple[str, Any]] = [
+    ("way", "left"),
+    ("step, ms", "right"),
+    (f"times {FLOOR}", "right"),
+    ("predict, after / before", "right"),
+    ("evaluate, after / before", "right"),
+    ("peak memory, MB", "right"),
+    ("optimizer state, MB", "right"),
+    ("between replicas, MB", "right"),
+    ("frozen rows changed", "right"),
+]
+
+
+def _milliseconds(result: Result, floor: Result) -> str:
+    return _short(median_of(result, "step") * 1e3)
+
+
+def _ratio_to_floor(result: Result, floor: Result) -> str:
+    return str(ratio(result, floor))
+
+
+def _after_before(what: str) -> Callable[[Result, Result], str]:
+    return lambda result, floor: _or_dash(
+        ratio(result, result, of=f"{what}_after", to=f"{what}_before")
+    )
+
+
+def _megabytes(what: str) -> Callable[[Result, Result], str]:
+    def cell(result: Result, floor: Result) -> str:
+        value = median_of(result, what)
+        return _or_dash(None if value is None else _short(value / 1e6))
+
+    return cell
+
+
+def _changed_rows(result: Result, floor: Result) -> str:
+    return f"{max(m['changed_rows'] for m in result.measurements):,}"
+
+
+CELLS: list[Callable[[Result, Result], str]] = [
+    _milliseconds,
+    _ratio_to_floor,
+    _after_before("predict"),
+    _after_before("evaluate"),
+    _megabytes("peak_bytes"),
+    _megabytes("state_bytes"),
+    _megabytes("replica_bytes"),
+    _changed_rows,
+]
+
+
+def median_of(result: Result, what: str) -> Any:
+    """The median of a measurement over the rounds, or `None` where it was not measured."""
+    values = [m[what] for m in result.measurements if m[what] is not None]
+    return median(values) if values else None
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _short(number: float) -> str:
+    return f"{number:,.2f}" if number < 10 else f"{number:,.0f}"
+
+
+def draw(results: Sequence[Result], sweep: str | None, path: Path) -> None:
+    """Draws the time of a step for each way: as bars, or over the values of a sweep.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('A figure needs matplotlib: pip install "maskedgrad[demo]"') from error
+
+    ways = list(dict.fromkeys(result.case["way"] for result in results))
+    figure = Figure(figsize=(7.5, 4.2 if sweep else 0.5 * len(ways) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    if sweep:
+        _draw_lines(axes, results, ways, sweep)
+    else:
+        _draw_bars(axes, results)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_lines(axes: Any, results: Sequence[Result], ways: Sequence[str], sweep: str) -> None:
+    for place, way in enumerate(ways):
+        swept = [result for result in results if result.case["way"] == way]
+        axes.loglog(
+            [result.case[sweep] for result in swept],
+            [median_of(result, "step") * 1e3 for result in swept],
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            linestyle="--" if way == FLOOR else "-",
+            label=way,
+        )
+    axes.set(xlabel=AXES[sweep], ylabel="training step, ms")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def _draw_bars(axes: Any, results: Sequence[Result]) -> None:
+    ordered = sorted(results, key=lambda result: -median_of(result, "step"))
+    milliseconds = [median_of(result, "step") * 1e3 for result in ordered]
+    ours = ["maskedgrad" in result.case["way"] for result in ordered]
+    bars = axes.barh(
+        [result.case["way"] for result in ordered],
+        milliseconds,
+        color=["#0072B2" if is_ours else "#999999" for is_ours in ours],
+    )
+    axes.bar_label(bars, [f" {value:,.1f} ms" for value in milliseconds])
+    axes.set(xscale="log", xlabel="training step, ms")
+    axes.margins(x=0.2)

@@ -1,0 +1,238 @@
+"""One case of the benchmark, measured in a process of its own.
+
+`python -m maskedgrad.cli.bench_worker CASE` reads a case and writes its
+measurements, each as one line of JSON.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.cli.bench_work import (
+    UNTIMED_STEPS,
+    Case,
+    Measurement,
+    PeakMemory,
+    changed_rows,
+    median_time,
+    trainable_ids,
+    work,
+)
+from maskedgrad.cli.recipes import RECIPES, Recipe, StepTimes, optimizer_bytes
+from maskedgrad.optimizer import MaskedOptimizer
+
+INFERENCE_BATCHES = 50
+
+
+def main(arguments: list[str]) -> int:
+    """Measures the case that the one argument holds."""
+    case = Case(**json.loads(arguments[0]))
+    print(json.dumps(measure(case)._asdict()))
+    return 0
+
+
+def measure(case: Case) -> Measurement:
+    """Trains a model as `case` says, and measures it."""
+    matrix, tokens = work(case)
+    gradients = GradientBytes(keras.optimizers.get(case.optimizer), case.batch * case.length)
+    memory = PeakMemory(matrix.nbytes)
+    recipe = build(case, matrix, gradients.optimizer)
+    batches = _batches(tokens, case)
+    memory.start()
+    before = inference_times(recipe.model, batches, case)
+    step = training_time(recipe.model, batches)
+    peak_bytes = memory.peak()
+    after = inference_times(recipe.model, batches, case)
+    return Measurement(
+        step=step,
+        predict_before=before[0],
+        predict_after=after[0],
+        evaluate_before=before[1],
+        evaluate_after=after[1],
+        peak_bytes=peak_bytes,
+        state_bytes=optimizer_bytes(recipe.model),
+        replica_bytes=gradients.bytes,
+        changed_rows=changed_rows(matrix, recipe.table(), case),
+    )
+
+
+def build(case: Case, matrix: np.ndarray, optimizer: keras.optimizers.Optimizer) -> Recipe:
+    """The compiled model of a case."""
+    head = HEADS[case.model](case)
+    loss = "sparse_categorical_crossentropy" if case.model == "tied" else "binary_crossentropy"
+    recipe = WAYS[case.way](
+        matrix, trainable_ids(case), head, optimizer, loss=loss, jit_compile=case.jit
+    )
+    if isinstance(head, TiedHead):
+        words = recipe.model.get_layer("words")
+        head.output.table = lambda: words.embeddings
+    return recipe
+
+
+def masked_in_stock_model(matrix, trainable_ids, head, optimizer, **compile_options) -> Recipe:
+    """`MaskedOptimizer` in a `keras.Model`. See `Recipe`."""
+    masked, table = RECIPES["maskedgrad"](matrix, trainable_ids, head, optimizer, loss="mse")
+    model = keras.Model(masked.inputs, masked.outputs)
+    rows = {masked.get_layer("words"): trainable_ids}
+    model.compile(MaskedOptimizer(optimizer, rows), **compile_options)
+    return Recipe(model, table)
+
+
+WAYS: dict[str, Callable[..., Recipe]] = {
+    **RECIPES,
+    "maskedgrad, stock Model": masked_in_stock_model,
+}
+
+
+def training_time(model: keras.Model, batches: tf.data.Dataset) -> float:
+    """The median time of a training step in seconds, without what TensorFlow traces."""
+
+    def times(count: int) -> list[float]:
+        steps = StepTimes()
+        model.fit(batches, steps_per_epoch=count, callbacks=[steps], shuffle=False, verbose=0)
+        return steps.seconds
+
+    return median_time(times)
+
+
+def inference_times(
+    model: keras.Model, batches: tf.data.Dataset, case: Case
+) -> tuple[float | None, float | None]:
+    """The median time of a batch in seconds, in `predict` and in `evaluate`."""
+    if case.model == "tied":
+        # `predict` would hold a score of every word for every text.
+        return None, None
+    predict, evaluate = InferenceTimes(), InferenceTimes()
+    options = {"steps": INFERENCE_BATCHES, "verbose": 0}
+    model.predict(batches, callbacks=[predict], **options)
+    model.evaluate(batches, callbacks=[evaluate], **options)
+    return predict.median(), evaluate.median()
+
+
+class InferenceTimes(keras.callbacks.Callback):
+    """Notes how long each batch of `predict` or `evaluate` takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_predict_batch_begin(self, batch, logs=None):
+        """Called by Keras."""
+        self._began = time.perf_counter()
+
+    def on_predict_batch_end(self, batch, logs=None):
+        """Called by Keras."""
+        self.seconds.append(time.perf_counter() - self._began)
+
+    on_test_batch_begin = on_predict_batch_begin
+    on_test_batch_end = on_predict_batch_end
+
+    def median(self) -> float:
+        """The median in seconds, without what TensorFlow traces."""
+        return float(np.median(self.seconds[UNTIMED_STEPS:]))
+
+
+class GradientBytes:
+    """Counts what the gradients of a step weigh when an optimizer is given them.
+
+    That is what data-parallel training sends between replicas: a dense
+    gradient whole, and of `IndexedSlices` the values and the ids.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, num_tokens: int):
+        self.optimizer = optimizer
+        self.bytes = 0
+        apply = optimizer.apply
+
+        def counted(grads, trainable_variables=None):
+            grads = list(grads)
+            self.bytes = sum(_weight(grad, num_tokens) for grad in grads if grad is not None)
+            return apply(grads, trainable_variables)
+
+        optimizer.apply = counted
+
+
+def _weight(gradient: Any, num_tokens: int) -> int:
+    if isinstance(gradient, tf.IndexedSlices):
+        return _weight(gradient.values, num_tokens) + _weight(gradient.indices, num_tokens)
+    return math.prod(size or num_tokens for size in gradient.shape) * gradient.dtype.size
+
+
+def _batches(tokens: np.ndarray, case: Case) -> tf.data.Dataset:
+    num_classes = case.rows if case.model == "tied" else 2
+    labels = np.random.default_rng(1).integers(0, num_classes, (len(tokens), 1)).astype("float32")
+    texts = tf.data.Dataset.from_tensor_slices((tokens, labels))
+    return texts.batch(case.batch, drop_remainder=True).cache().repeat()
+
+
+def _classified(features: Any) -> Any:
+    hidden = keras.layers.Dense(64, activation="relu")(features)
+    return keras.layers.Dense(1, activation="sigmoid")(hidden)
+
+
+def _pool_head(case: Case):
+    return lambda embedded: _classified(keras.layers.GlobalAveragePooling1D()(embedded))
+
+
+def _lstm_head(case: Case):
+    return lambda embedded: _classified(keras.layers.LSTM(64)(embedded))
+
+
+def _transformer_head(case: Case):
+    def head(embedded):
+        attention = keras.layers.MultiHeadAttention(num_heads=4, key_dim=max(1, case.width // 4))
+        attended = keras.layers.Add()([embedded, attention(embedded, embedded)])
+        normalized = keras.layers.LayerNormalization()(attended)
+        return _classified(keras.layers.GlobalAveragePooling1D()(normalized))
+
+    return head
+
+
+class TiedHead:
+    """Scores every word by its product with the pooled text, in the table's own rows."""
+
+    def __init__(self, case: Case):
+        self.output = TiedOutput(case.rows)
+        self.width = case.width
+
+    def __call__(self, embedded):
+        """The scores as probabilities, of shape `(batch, rows)`."""
+        pooled = keras.layers.GlobalAveragePooling1D()(embedded)
+        return self.output(keras.layers.Dense(self.width)(pooled))
+
+
+class TiedOutput(keras.layers.Layer):
+    """An output layer that has no weights but those of the table."""
+
+    table: Callable[[], Any]
+
+    def __init__(self, num_rows: int):
+        super().__init__()
+        self.num_rows = num_rows
+
+    def compute_output_spec(self, inputs):
+        """Called by Keras."""
+        return keras.KerasTensor((inputs.shape[0], self.num_rows), dtype=inputs.dtype)
+
+    def call(self, inputs):
+        """Called by Keras."""
+        return keras.ops.softmax(inputs @ keras.ops.transpose(self.table()))
+
+
+HEADS = {
+    "pool": _pool_head,
+    "lstm": _lstm_head,
+    "transformer": _transformer_head,
+    "tied": TiedHead,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""Row patches as PEFT's trainable-tokens adapters, so that rows move between Keras and PyTorch."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.patch import RowPatch
+from maskedgrad.patch_file import FilePath, read_safetensors, to_safetensors, write_whole
+from maskedgrad.rows import Rows
+from maskedgrad.table_patch import (
+    TablePatch,
+    check_fits,
+    frozen_digest,
+    read_rows,
+    variable_at,
+)
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+
+
+def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str]) -> None:
+    """Writes a patch as an adapter that `peft.PeftModel.from_pretrained` loads.
+
+    An adapter holds ids and values. The original values and the digest of the
+    frozen rows stay behind.
+
+    Args:
+        patch: the patch. Its tables must have the same trained rows, because
+            an adapter has one list of ids.
+        folder: where to; it is made if there is none, and an adapter in it
+            is replaced.
+        modules: a mapping from the path of each table to the full name of the
+            PyTorch module that holds the same table, such as
+            `{"words/embeddings": "model.embed_tokens"}`.
+
+    Raises:
+        ImportError: the extra `patch` is not installed.
+        ValueError: `modules` does not name the tables of the patch, or these
+            have different trained rows.
+
+    Example:
+
+    >>> import tempfile
+    >>> words = keras.layers.Embedding(5, 2, name="words")
+    >>> model = keras.Model(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+    >>> table = TablePatch("words/embeddings", Rows([3], 5), np.ones((1, 2), "f"), None, "0" * 64)
+    >>> modules = {"words/embeddings": "model.embed_tokens"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_adapter(RowPatch(table), folder, modules)
+    ...     read_adapter(folder, model, modules)
+    RowPatch({'words/embeddings': Rows('3', num_rows=5)})
+    """
+    tables = list(patch.tables.values())
+    if set(modules) != set(patch.tables):
+        raise ValueError(
+            f"`modules` must name a module for each table of the patch, {list(patch.tables)}. "
+            f"Received: modules={dict(modules)}"
+        )
+    if any(not np.array_equal(table.ids, tables[0].ids) for table in tables):
+        raise ValueError(
+            "The tables of an adapter must have the same trained rows. "
+            f"Received: {patch!r}. Write an adapter for each table."
+        )
+    config = {
+        "peft_type": "TRAINABLE_TOKENS",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "init_weights": True,
+        "target_modules": [modules[table.path] for table in tables],
+        "task_type": None,
+        "token_indices": tables[0].ids.tolist(),
+    }
+    tensors = {_tensor_name(modules[table.path]): table.values for table in tables}
+    content = to_safetensors(tensors, {"format": "pt"})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(folder, TENSORS_FILE), content)
+    write_whole(Path(folder, CONFIG_FILE), (json.dumps(config, indent=2) + "\n").encode())
+
+
+def read_adapter(folder: FilePath, model: keras.Model, modules: Mapping[str, str]) -> RowPatch:
+    """The patch that a PEFT adapter of trainable tokens is to a Keras model.
+
+    An adapter does not say which frozen rows it was trained over. The patch
+    takes the model's for them, and the model's rows for the original values.
+    Values become of the dtype of the model's table, as they do in peft.
+
+    Args:
+        folder: where `PeftModel.save_pretrained` saved the adapter.
+        model: a built model with the tables that the adapter was trained over.
+        modules: as for `write_adapter`, where there is an example.
+
+    Raises:
+        ImportError: the extra `patch` is not installed.
+        FileNotFoundError: there is no adapter in safetensors form.
+        ValueError: it is no adapter of trainable tokens, or a damaged one; it
+            has other modules; or it does not fit the model's tables.
+    """
+    token_ids = _token_ids(Path(folder, CONFIG_FILE))
+    _, tensors = read_safetensors(Path(folder, TENSORS_FILE))
+    expected = {path: _tensor_name(module) for path, module in modules.items()}
+    if sorted(expected.values()) != sorted(tensors):
+        raise ValueError(
+            f"`modules` must name a table for each tensor of the adapter, {sorted(tensors)}. "
+            f"Received: modules={dict(modules)}, which stands for {sorted(expected.values())}"
+        )
+    variables = model.weights
+    return RowPatch(
+        *(
+            _table_patch(variable_at(path, variables), token_ids, tensors[name])
+            for path, name in expected.items()
+        )
+    )
+
+
+def _table_patch(variable: keras.Variable, ids: list[int], values: np.ndarray) -> TablePatch:
+    rows = Rows(ids, variable.shape[0])
+    dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
+    if len(values) != len(ids):
+        raise ValueError(
+            f"The adapter must have a row for each of its {len(ids)} ids. "
+            f"Received: {len(values)} rows for {variable.path!r}"
+        )
+    patch = TablePatch(
+        path=variable.path,
+        rows=rows,
+        # peft lists ids in any order, and trains 16-bit rows in float32: where it
+        # uses a row it makes it of the dtype of the table.
+        values=values[np.argsort(ids)].astype(dtype),
+        original=None,
+        digest=frozen_digest(variable, rows),
+    )
+    check_fits(patch, variable)
+    return dataclasses.replace(patch, original=read_rows(variable, rows.ids))
+
+
+def _tensor_name(module: str) -> str:
+    return f"base_model.model.{module}.trainable_tokens_delta"
+
+
+def _token_ids(path: Path) -> list[int]:
+    config = _json_object(path)
+    token_ids = config.get("token_indices")
+    if config.get("peft_type") != "TRAINABLE_TOKENS" or not isinstance(token_ids, list):
+        raise ValueError(
+            "The adapter must be one of trainable tokens, with its `token_indices`. "
+            f"Received: {os.fspath(path)!r} with peft_type={config.get('peft_type')!r}"
+        )
+    return token_ids
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Expected the configuration of an adapter. Received: {os.fspath(path)!r}, "
+            f"which is not JSON ({error})."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            "Expected the configuration of an adapter. "
+            f"Received: {os.fspath(path)!r}, which is no JSON object."
+        )
+    return value

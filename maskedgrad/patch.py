@@ -1,0 +1,319 @@
+"""`RowPatch`: the trained rows of a model as a value, and as a small file of its own."""
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import keras
+import numpy as np
+
+from maskedgrad.optimizer import masked_optimizer_in
+from maskedgrad.patch_file import FilePath, checksum, read_patch_file, write_patch_file
+from maskedgrad.placement import AppliedRowPatch, Placement, revert
+from maskedgrad.rows import Rows, resolve_targets
+from maskedgrad.table_patch import (
+    TablePatch,
+    check_base,
+    check_finite,
+    check_fits,
+    frozen_digest,
+    read_rows,
+    variable_at,
+)
+
+
+class RowPatch:
+    """The trained rows of a model: an immutable value that is saved, loaded and applied.
+
+    Like a patch of source code, it holds what was there, what is there now,
+    and a digest of all that must not differ around it. Applying it to a model
+    with the same frozen rows is equivalent to training that model, and costs
+    what K rows cost, whatever V is.
+
+    Args:
+        *tables: the `TablePatch` of each table, of different paths.
+
+    Raises:
+        ValueError: there is no table, or two have one path.
+
+    Example:
+
+    >>> words = keras.layers.Embedding(5, 2, name="words")
+    >>> model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    >>> before = RowPatch.from_model(model)
+    >>> _ = model.fit(np.array([[0, 1, 4]]), np.ones((1, 3, 2)), verbose=0)
+    >>> RowPatch.from_model(model, original=before)
+    RowPatch({'words/embeddings': Rows('1,4', num_rows=5)})
+    """
+
+    def __init__(self, *tables: TablePatch):
+        by_path = {table.path: table for table in tables}
+        if not tables or len(by_path) != len(tables):
+            raise ValueError(
+                "A row patch must hold at least one table, and each path once. "
+                f"Received: {[table.path for table in tables]}"
+            )
+        self._tables = MappingProxyType(by_path)
+
+    @property
+    def tables(self) -> Mapping[str, TablePatch]:
+        """The `TablePatch` of each table, by path."""
+        return self._tables
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """The SHA-256 of all that the patch holds; patches of one checksum are equal."""
+        return checksum(*self._parts())
+
+    @classmethod
+    def from_model(cls, model: keras.Model, original: "RowPatch | None" = None) -> "RowPatch":
+        """The rows that the model's `MaskedOptimizer` trains, as they are now.
+
+        Args:
+            model: a built model, compiled with a `MaskedOptimizer`.
+            original: what `from_model` returned before the training. With it
+                the patch holds the original values, and can be reverted also
+                in a model that was saved with the patch applied.
+
+        Raises:
+            TypeError: `original` is no `RowPatch`.
+            ValueError: the model is not built or has no `MaskedOptimizer`; or
+                `original` is of other rows, or of other frozen rows.
+
+        Example:
+
+        >>> words = keras.layers.Embedding(5, 2, name="words")
+        >>> model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+        >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+        >>> patch = RowPatch.from_model(model)
+        >>> np.array_equal(patch.tables["words/embeddings"].values, words.get_weights()[0][[1, 4]])
+        True
+        """
+        optimizer = masked_optimizer_in(getattr(model, "optimizer", None))
+        if optimizer is None:
+            raise ValueError(
+                "`model` must be compiled with a `MaskedOptimizer`, which says which rows train. "
+                f"Received: a model with optimizer={getattr(model, 'optimizer', None)!r}"
+            )
+        patch = cls(
+            *(
+                TablePatch(
+                    path=target.variable.path,
+                    rows=target.rows,
+                    values=read_rows(target.variable, target.rows.ids),
+                    original=None,
+                    digest=frozen_digest(target.variable, target.rows),
+                )
+                for target in resolve_targets(optimizer.trainable_rows, model.trainable_variables)
+            )
+        )
+        return patch if original is None else _with_original(patch, original)
+
+    def save(self, path: FilePath) -> None:
+        """Writes the patch to a safetensors file, whole or not at all.
+
+        Args:
+            path: where to; a file there is replaced.
+
+        Raises:
+            ImportError: the extra `patch` is not installed.
+
+        Example:
+
+        >>> import tempfile
+        >>> patch = RowPatch(TablePatch("words", Rows([3], 9), np.ones((1, 2)), None, "0" * 64))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     patch.save(f"{folder}/city.safetensors")
+        ...     RowPatch.load(f"{folder}/city.safetensors") == patch
+        True
+        """
+        write_patch_file(path, *self._parts())
+
+    @classmethod
+    def load(cls, path: FilePath) -> "RowPatch":
+        """The patch that `save` wrote; see there for an example.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ImportError: the extra `patch` is not installed.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no row patch, or not as it was written.
+        """
+        headers, tensors = read_patch_file(path)
+        try:
+            patch = cls(
+                *(
+                    TablePatch(
+                        path=table_path,
+                        rows=Rows(tensors[f"{table_path}/ids"], header["num_rows"]),
+                        values=tensors[f"{table_path}/values"],
+                        original=tensors.get(f"{table_path}/original"),
+                        digest=header["digest"],
+                    )
+                    for table_path, header in headers.items()
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                "A row patch must hold ids, values and a digest for each of its tables. "
+                f"Received: {os.fspath(path)!r}, which does not: {error}"
+            ) from error
+        return patch
+
+    def applied(
+        self, model: keras.Model, strict: bool = True, allow_nonfinite: bool = False
+    ) -> AppliedRowPatch:
+        """A context in which the patch is applied to a model, and after which it is reverted.
+
+        The model is checked here, once. The context can be entered again and
+        again, and a switch between patches then costs what their rows cost,
+        whatever V is.
+
+        Args:
+            model: a built model with the tables of the patch, compiled or not.
+            strict: whether the frozen rows must be those that the patch was
+                trained over. That reads the tables as a whole. Where it is
+                left out a `UserWarning` says so.
+            allow_nonfinite: whether values may be infinite or NaN.
+
+        Raises:
+            ValueError: the model lacks a table, or has it in another shape or
+                dtype or with other frozen rows; or values are not finite. On
+                entering, if one of the rows is patched already.
+
+        Example:
+
+        >>> words = keras.layers.Embedding(5, 2, name="words")
+        >>> model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+        >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+        >>> before = RowPatch.from_model(model)
+        >>> _ = model.fit(np.array([[0, 1, 4]]), np.ones((1, 3, 2)), verbose=0)
+        >>> trained = words.get_weights()[0]
+        >>> switch = before.applied(model)
+        >>> with switch:
+        ...     (words.get_weights()[0] != trained).any(axis=1).tolist()
+        [False, True, False, False, True]
+        >>> np.array_equal(words.get_weights()[0], trained)
+        True
+        """
+        return self._applied(model, strict, allow_nonfinite)
+
+    def apply_to(
+        self, model: keras.Model, strict: bool = True, allow_nonfinite: bool = False
+    ) -> None:
+        """Overwrites rows of a model's tables with the values of the patch.
+
+        Args and errors are those of `applied`. The rows that are overwritten
+        are remembered for `revert`. Patches over the same base that have no
+        row in common can be applied together.
+
+        Example:
+
+        >>> words = keras.layers.Embedding(5, 2, name="words")
+        >>> model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+        >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+        >>> patch = RowPatch.from_model(model)
+        >>> words.set_weights([words.get_weights()[0] * [[1], [0], [1], [1], [0]]])
+        >>> patch.apply_to(model)
+        >>> words.get_weights()[0].all(axis=1).tolist()
+        [True, True, True, True, True]
+        >>> patch.revert(model)
+        >>> words.get_weights()[0].all(axis=1).tolist()
+        [True, False, True, True, False]
+        """
+        self._applied(model, strict, allow_nonfinite).__enter__()
+
+    def revert(self, model: keras.Model) -> None:
+        """Restores the rows that `apply_to` overwrote; see there for an example.
+
+        In a model that was saved with the patch applied, and then loaded, the
+        rows become the original values that the patch holds.
+
+        Args:
+            model: a model that the patch is applied to.
+
+        Raises:
+            ValueError: the patch is not applied to it; or it was not applied
+                in this process, and holds no original values.
+        """
+        revert(model, self._placements(model))
+
+    def _applied(self, model: keras.Model, strict: bool, allow_nonfinite: bool) -> AppliedRowPatch:
+        placements = self._placements(model)
+        for patch, variable in placements:
+            if not allow_nonfinite:
+                check_finite(patch)
+            if strict:
+                check_base(patch, variable)
+        if not strict:
+            warnings.warn(
+                "strict=False: it was not checked whether the frozen rows are those that the "
+                "patch was trained over.",
+                stacklevel=3,
+            )
+        return AppliedRowPatch(model, placements)
+
+    def _placements(self, model: keras.Model) -> list[Placement]:
+        variables = model.weights
+        placements = [
+            Placement(table, variable_at(table.path, variables)) for table in self.tables.values()
+        ]
+        for placement in placements:
+            check_fits(*placement)
+        return placements
+
+    def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What a file of the patch holds: a header for each table, and the tensors."""
+        headers: dict[str, Any] = {}
+        tensors: dict[str, np.ndarray] = {}
+        for path, table in self.tables.items():
+            headers[path] = {"num_rows": table.rows.num_rows, "digest": table.digest}
+            tensors[f"{path}/ids"] = table.ids
+            tensors[f"{path}/values"] = table.values
+            if table.original is not None:
+                tensors[f"{path}/original"] = table.original
+        return headers, tensors
+
+    def __eq__(self, other: object) -> bool:
+        return self.checksum == other.checksum if isinstance(other, RowPatch) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.checksum)
+
+    def __repr__(self) -> str:
+        rows = {path: table.rows for path, table in self.tables.items()}
+        return f"RowPatch({rows})"
+
+
+def _with_original(patch: RowPatch, original: RowPatch) -> RowPatch:
+    if not isinstance(original, RowPatch):
+        raise TypeError(
+            "`original` must be the `RowPatch` that `from_model` returned before the training. "
+            f"Received: original={original!r}"
+        )
+    for path, table in patch.tables.items():
+        earlier = original.tables.get(path)
+        if earlier is None or earlier.rows != table.rows:
+            raise ValueError(
+                f"`original` must be of the rows that are trained now: {patch!r}. "
+                f"Received: original={original!r}"
+            )
+        if earlier.digest != table.digest:
+            raise ValueError(
+                "`original` must be of a model with the same frozen rows. Received: one whose "
+                f"frozen rows of {path!r} differ: other vectors were loaded since, or rows that "
+                "do not train now were trained."
+            )
+    return RowPatch(
+        *(
+            dataclasses.replace(table, original=original.tables[path].values)
+            for path, table in patch.tables.items()
+        )
+    )

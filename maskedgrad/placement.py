@@ -1,0 +1,142 @@
+"""Putting patches into the tables of a model in memory, and taking them out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.compact import read_sparsely
+from maskedgrad.rows import Rows
+from maskedgrad.table_patch import InPlace, TablePatch, patches_in, read_rows, strategy_of
+
+
+class Placement(NamedTuple):
+    """A patch, and the variable that it goes into."""
+
+    patch: TablePatch
+    variable: keras.Variable
+
+
+class AppliedRowPatch:
+    """A patch and a model that it fits: the context that `RowPatch.applied` returns.
+
+    Can be entered again and again, though not while it is entered.
+    """
+
+    def __init__(self, model: keras.Model, placements: list[Placement]):
+        self._model = model
+        self._placements = placements
+
+    def __enter__(self) -> keras.Model:
+        for patch, variable in self._placements:
+            _check_unpatched(patch, variable)
+        _look_up_sparsely(self._model, [variable for _, variable in self._placements])
+        for placement in self._placements:
+            _put_in(placement)
+        return self._model
+
+    def __exit__(self, *exception: object) -> None:
+        revert(self._model, self._placements)
+
+
+def revert(model: keras.Model, placements: list[Placement]) -> None:
+    """Restores the rows that patches took the place of.
+
+    Raises:
+        ValueError: one of the patches is not applied; or it was not applied
+            in this process, and holds no original values.
+    """
+    originals = [_rows_beneath(placement) for placement in placements]
+    _look_up_sparsely(model, [variable for _, variable in placements])
+    for placement, original in zip(placements, originals, strict=True):
+        _take_out(placement, original)
+
+
+def _check_unpatched(patch: TablePatch, variable: keras.Variable) -> None:
+    """Raises a `ValueError` if a row of the patch is patched already."""
+    for other, _ in patches_in(variable):
+        overlap = np.intersect1d(patch.ids, other.ids)
+        if len(overlap):
+            raise ValueError(
+                "Patches can be applied together when they have no row in common. Received: one "
+                f"for {patch.rows} of {patch.path!r}, while one for {other.rows} is applied. "
+                f"Both overwrite {Rows(overlap, patch.rows.num_rows)}. Revert the other one first."
+            )
+
+
+def _look_up_sparsely(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
+    """Makes lookups in tables cost what they cost before rows are written one by one.
+
+    See `read_sparsely`. What the model has traced reads densely, so it traces
+    again; where it is training this goes on with the next step.
+    """
+    dense = [variable for variable in variables if not hasattr(variable, "sparse_read")]
+    for variable in dense:
+        read_sparsely(variable)
+    for kind in ("train", "test", "predict"):
+        if dense and getattr(model, f"{kind}_function") is not None:
+            getattr(model, f"make_{kind}_function")(force=True)
+
+
+def _put_in(placement: Placement) -> None:
+    """Overwrites rows of a table with the values of a patch."""
+    patch, variable = placement
+    overwritten = read_rows(variable, patch.ids)
+    _write_rows(variable, patch.ids, patch.values)
+    variable.row_patches = (*patches_in(variable), InPlace(patch, overwritten))
+
+
+def _take_out(placement: Placement, original: np.ndarray) -> None:
+    """Overwrites the rows of a patch with what they were."""
+    patch, variable = placement
+    _write_rows(variable, patch.ids, original)
+    variable.row_patches = tuple(
+        other for other in patches_in(variable) if not _are_same(other.patch, patch)
+    )
+
+
+def _rows_beneath(placement: Placement) -> np.ndarray:
+    """What the rows of a patch were before it was applied.
+
+    Remembered if it was applied to this table in this process, else, in a
+    table that was saved with the patch applied, its original values.
+
+    Raises:
+        ValueError: the patch is not applied, or holds no original values.
+    """
+    patch, variable = placement
+    for other in patches_in(variable):
+        if _are_same(other.patch, patch):
+            return other.overwritten
+    _check_unpatched(patch, variable)
+    if read_rows(variable, patch.ids).tobytes() != patch.values.tobytes():
+        raise ValueError(
+            "A patch can be reverted where it is applied. Received: a model whose table "
+            f"{patch.path!r} does not hold the values of the patch in {patch.rows}."
+        )
+    if patch.original is None:
+        raise ValueError(
+            f"The patch must hold the original values of {patch.path!r} to be reverted in a model "
+            "that it was not applied to here. Received: a patch without them. It holds them if "
+            "it was made by `RowPatch.from_model(model, original=before)`, where `before` is what "
+            "`RowPatch.from_model` returned before the training."
+        )
+    return patch.original
+
+
+def _are_same(patch: TablePatch, other: TablePatch) -> bool:
+    return patch.rows == other.rows and patch.values.tobytes() == other.values.tobytes()
+
+
+def _write_rows(variable: keras.Variable, ids: np.ndarray, values: np.ndarray) -> None:
+    strategy = strategy_of(variable)
+    slices = tf.IndexedSlices(tf.constant(values, variable.dtype), tf.constant(ids))
+    with strategy.scope():
+        strategy.extended.update(
+            variable.value,
+            lambda table, slices: table.scatter_update(slices),
+            args=(slices,),
+            group=False,
+        )

@@ -1,0 +1,201 @@
+"""The tables of a saved model, read from its file some rows at a time, without loading it."""
+
+import contextlib
+import itertools
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from maskedgrad.rows import Rows, SavedTarget, decode_trainable_rows
+
+WEIGHTS_FILE = "model.weights.h5"
+
+
+class SavedTable(NamedTuple):
+    """A table in a file.
+
+    `name` is the path of its layer among the model's; `shape` and `dtype` are
+    the table's; `read(start, stop)` returns rows; `trainable` are the rows
+    that the model's `MaskedOptimizer` trains, or `None` if it names none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]
+    trainable: Rows | None
+
+
+@contextlib.contextmanager
+def open_tables(path: Path) -> Iterator[list[SavedTable]]:
+    """The variables of rank 2 or more of a `.keras` file, while the context lasts.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: the file is not what `model.save` writes.
+
+    Example:
+
+    >>> words = keras.layers.Embedding(5, 2, name="words")
+    >>> model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.keras")
+    ...     with open_tables(Path(folder, "model.keras")) as tables:
+    ...         [(table.name, table.shape, table.trainable) for table in tables]
+    [('words', (5, 2), Rows('1,4', num_rows=5))]
+    """
+    import h5py
+
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            config = json.loads(archive.read("config.json"))
+            # Compressed or not, an archive cannot be searched fast; a file can.
+            weights = stack.enter_context(tempfile.TemporaryFile())
+            with archive.open(WEIGHTS_FILE) as member:
+                shutil.copyfileobj(member, weights, 2**20)
+            file = stack.enter_context(h5py.File(weights, "r"))
+        except FileNotFoundError:
+            raise
+        except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+            raise ValueError(
+                "Expected a model as `model.save(...)` writes it, in one file that ends in "
+                f".keras. Received: {str(path)!r} ({error})"
+            ) from error
+        yield _tables(file, _trainable_rows(config))
+
+
+def matrix_file(path: Path) -> SavedTable:
+    """The array of a `.npy` file as a table.
+
+    Raises:
+        ValueError: the file holds no array of numbers of rank 2 or more.
+
+    Example:
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/vectors.npy", np.eye(3))
+    ...     matrix_file(Path(folder, "vectors.npy")).read(1, 2)
+    array([[0., 1., 0.]])
+    """
+
+    def read(start: int, stop: int) -> np.ndarray:
+        # Opened anew, since pages once read stay in memory as long as a file is mapped.
+        return np.array(np.load(path, mmap_mode="r")[start:stop])
+
+    try:
+        matrix = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"Expected an array as `numpy.save` writes it. Received: {str(path)!r} ({error})"
+        ) from error
+    if not isinstance(matrix, np.ndarray) or matrix.ndim < 2 or matrix.dtype.kind != "f":
+        raise ValueError(
+            "Expected an array of floating point numbers of rank 2 or more. "
+            f"Received: {str(path)!r}, which holds {type(matrix).__name__} "
+            f"{getattr(matrix, 'shape', '')} {getattr(matrix, 'dtype', '')}"
+        )
+    return SavedTable(path.name, matrix.shape, matrix.dtype, read, None)
+
+
+def describe(tables: Sequence[SavedTable]) -> str:
+    """How messages list tables."""
+    return ", ".join(f"{table.name} {table.shape}" for table in tables) or "no table"
+
+
+def _tables(file: Any, trainable_rows: Mapping[str, Rows]) -> list[SavedTable]:
+    by_layer = [
+        (name, datasets)
+        for name, group in _layers(file)
+        if (datasets := [dataset for dataset in group.values() if dataset.ndim >= 2])
+    ]
+    tables = [
+        SavedTable(
+            name if len(datasets) == 1 else f"{name}/{place}",
+            dataset.shape,
+            _dtype(dataset),
+            _reader(dataset),
+            None,
+        )
+        for name, datasets in by_layer
+        for place, dataset in enumerate(datasets)
+    ]
+    for path, rows in trainable_rows.items():
+        place = _place_of(path, rows, tables)
+        tables[place] = tables[place]._replace(trainable=rows)
+    return tables
+
+
+def _layers(file: Any) -> list[tuple[str, Any]]:
+    """The group of variables of each layer, with the names of the layers around it."""
+    layers: list[tuple[str, Any]] = []
+
+    def visit(group: Any, names: tuple[str, ...]) -> None:
+        own = group.get("vars")
+        is_root = group.name == "/"
+        if own is not None:
+            name = own.attrs.get("name", group.name.rpartition("/")[2])
+            layers.append(("/".join((*names, name)), own))
+            # Paths of functional models do not begin with the name of the model.
+            names = names if is_root else (*names, name)
+        for key, child in group.items():
+            if hasattr(child, "items") and key != "vars" and not (is_root and key == "optimizer"):
+                visit(child, names)
+
+    visit(file, ())
+    return layers
+
+
+def _place_of(path: str, rows: Rows, tables: list[SavedTable]) -> int:
+    """Which of the tables a variable is, by its path, which a file of weights does not hold."""
+    layer = path.split("/")[:-1]
+    common = [
+        _num_common(layer, table.name.split("/")) if table.shape[0] == rows.num_rows else 0
+        for table in tables
+    ]
+    best = max(common, default=0)
+    if best == 0 or common.count(best) > 1:
+        raise ValueError(
+            f"The model must have one table of {rows.num_rows} rows in the layer of {path!r}, "
+            f"which its optimizer trains. Received: {describe(tables)}"
+        )
+    return common.index(best)
+
+
+def _num_common(layer: Sequence[str], name: Sequence[str]) -> int:
+    """How many names from the end two paths have in common."""
+    pairs = zip(reversed(layer), reversed(name), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _dtype(dataset: Any) -> np.dtype:
+    # HDF5 has no bfloat16: Keras writes the bits, and the name beside them.
+    return np.dtype(getattr(ml_dtypes, dataset.attrs.get("dtype", ""), dataset.dtype))
+
+
+def _reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
+    return lambda start, stop: dataset[start:stop].view(_dtype(dataset))
+
+
+def _trainable_rows(config: Mapping[str, Any]) -> dict[str, Rows]:
+    """By path, what the model's `MaskedOptimizer` trains; nothing before it is built."""
+    optimizer = (config.get("compile_config") or {}).get("optimizer")
+    while isinstance(optimizer, dict) and optimizer.get("class_name") != "MaskedOptimizer":
+        optimizer = optimizer.get("config", {}).get("inner_optimizer")
+    if not isinstance(optimizer, dict):
+        return {}
+    targets = decode_trainable_rows(optimizer["config"]["trainable_rows"])
+    return {
+        target.path: rows for target, rows in targets.items() if isinstance(target, SavedTarget)
+    }

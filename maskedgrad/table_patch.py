@@ -1,0 +1,188 @@
+"""`TablePatch`: the trained rows of one table, and whether they fit a table in memory."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.rows import Rows
+
+CHUNK_BYTES = 2**24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TablePatch:
+    """The trained rows of one table.
+
+    Args:
+        path: string, the path of the table's variable.
+        rows: a `Rows`, the K trained rows of V.
+        values: array of shape `(K, ...)` and of the table's dtype: the rows
+            after training. It is copied.
+        original: `None`, or an array of the shape and dtype of `values`: the
+            rows before training. It is copied.
+        digest: string, `frozen_digest` of the table.
+
+    Raises:
+        ValueError: `values` or `original` does not fit the rest.
+
+    Example:
+
+    >>> table = TablePatch("words/embeddings", Rows([3], 9), np.ones((1, 2)), None, "0" * 64)
+    >>> table.dtype, table.values.flags.writeable
+    ('float64', False)
+    """
+
+    path: str
+    rows: Rows
+    values: np.ndarray
+    original: np.ndarray | None
+    digest: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", _read_only(self.values))
+        if self.values.shape[:1] != (len(self.rows),):
+            raise ValueError(
+                f"The values of {self.path!r} must be of shape ({len(self.rows)}, ...), a row for "
+                f"each id. Received: values of shape {self.values.shape}"
+            )
+        if self.original is None:
+            return
+        object.__setattr__(self, "original", _read_only(self.original))
+        if (self.original.shape, self.original.dtype) != (self.values.shape, self.values.dtype):
+            raise ValueError(
+                f"The original values of {self.path!r} must be of the shape and dtype of the "
+                f"values, {self.values.shape} {self.values.dtype}. "
+                f"Received: {self.original.shape} {self.original.dtype}"
+            )
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids of the trained rows: ascending, int64 of shape `(K,)`."""
+        return self.rows.ids
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype of the table."""
+        return self.values.dtype.name
+
+
+class InPlace(NamedTuple):
+    """A patch that is in a table, and the rows that it took the place of."""
+
+    patch: TablePatch
+    overwritten: np.ndarray
+
+
+def variable_at(path: str, variables: Sequence[keras.Variable]) -> keras.Variable:
+    """The one variable of a path.
+
+    Raises:
+        ValueError: none or several have the path.
+    """
+    found = [variable for variable in variables if variable.path == path]
+    if len(found) != 1:
+        paths = [variable.path for variable in variables]
+        raise ValueError(
+            f"The model must have one variable of the path {path!r}. Received: a model with "
+            f"{len(found)} of them among {paths}. A path is made of names of models and layers: "
+            "give them the names that they had, and build the model."
+        )
+    return found[0]
+
+
+def check_fits(patch: TablePatch, variable: keras.Variable) -> None:
+    """Raises a `ValueError` if a table is of another shape or dtype than a patch is for."""
+    expected = (patch.rows.num_rows, *patch.values.shape[1:]), patch.dtype
+    received = tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
+    if received != expected:
+        raise ValueError(
+            f"The table {patch.path!r} must be of the shape and dtype {expected}. "
+            f"Received: a model with {received}. A patch fits the table that it was taken from."
+        )
+
+
+def check_base(patch: TablePatch, variable: keras.Variable) -> None:
+    """Raises a `ValueError` if the frozen rows are not those that the patch was trained over."""
+    digest = frozen_digest(variable, patch.rows)
+    if digest != patch.digest:
+        raise ValueError(
+            f"The frozen rows of {patch.path!r} must be, bit for bit, those that the patch was "
+            f"trained over. Received: a model where their digest is {digest}, not "
+            f"{patch.digest}. Load the same pretrained vectors into the table, or apply the patch "
+            "over others all the same by strict=False."
+        )
+
+
+def check_finite(patch: TablePatch) -> None:
+    """Raises a `ValueError` if a value is infinite or NaN."""
+    finite = np.isfinite(patch.values.reshape(len(patch.rows), -1)).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"The values of {patch.path!r} must be finite. Received: infinity or NaN in "
+            f"{Rows(patch.ids[~finite], patch.rows.num_rows)}. "
+            "If that is intended: allow_nonfinite=True."
+        )
+
+
+def frozen_digest(variable: keras.Variable, rows: Rows) -> str:
+    """The SHA-256 of the bytes of the frozen rows, in the order of their ids.
+
+    Rows that are patched count as they were before. Equivalent to
+    `hashlib.sha256(numpy.delete(table, rows.ids, axis=0).tobytes()).hexdigest()`,
+    a chunk at a time.
+
+    Example:
+
+    >>> table = keras.Variable([[1.0], [2.0], [3.0]])
+    >>> digest = frozen_digest(table, Rows([1], 3))
+    >>> digest == hashlib.sha256(np.float32([[1.0], [3.0]]).tobytes()).hexdigest()
+    True
+    """
+    digest = hashlib.sha256()
+    is_frozen = ~rows.mask
+    for start, chunk in _base_chunks(variable):
+        digest.update(chunk[is_frozen[start : start + len(chunk)]].tobytes())
+    return digest.hexdigest()
+
+
+def read_rows(variable: keras.Variable, ids: np.ndarray) -> np.ndarray:
+    """Rows of a table, bit for bit, without reading the others."""
+    replicas = strategy_of(variable).experimental_local_results(variable.value)
+    return np.array(replicas[0].sparse_read(tf.constant(ids)).numpy())
+
+
+def patches_in(variable: keras.Variable) -> tuple[InPlace, ...]:
+    """The patches that are applied to a table."""
+    # Kept by the variable itself, which cannot be the key of a mapping, so that
+    # they go where it goes and end where it ends.
+    return getattr(variable, "row_patches", ())
+
+
+def strategy_of(variable: keras.Variable) -> tf.distribute.Strategy:
+    """The strategy that a variable was made in."""
+    return getattr(variable.value, "distribute_strategy", tf.distribute.get_strategy())
+
+
+def _base_chunks(variable: keras.Variable) -> Iterator[tuple[int, np.ndarray]]:
+    """The table as it was before any patch, some rows at a time, each with its first id."""
+    num_rows, *row_shape = variable.shape
+    row_bytes = int(np.prod(row_shape)) * tf.as_dtype(variable.dtype).size
+    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    for start in range(0, num_rows, step):
+        stop = min(start + step, num_rows)
+        chunk = read_rows(variable, np.arange(start, stop))
+        for patch, overwritten in patches_in(variable):
+            first, last = np.searchsorted(patch.ids, [start, stop])
+            chunk[patch.ids[first:last] - start] = overwritten[first:last]
+        yield start, chunk
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    copied = np.array(array, order="C")
+    copied.setflags(write=False)
+    return copied

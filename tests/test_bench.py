@@ -1,0 +1,114 @@
+"""`python -m maskedgrad bench`: what it reports is what it measured."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from maskedgrad.cli import bench, bench_work, main
+from maskedgrad.cli.bench_report import FLOOR, Result, ratio
+from maskedgrad.cli.bench_work import Case, changed_rows, trainable_ids, work
+from maskedgrad.cli.bench_worker import WAYS, measure
+
+TINY = ["--rows", "60", "--width", "8", "--batch", "4", "--length", "5", "--trainable", "3"]
+CASE = Case(FLOOR, 60, 8, 4, 5, 3, "adam", "pool", False)
+
+
+def options_of(*arguments):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def run_bench(tmp_path, *arguments):
+    path = tmp_path / "bench.json"
+    assert main(["bench", *TINY, "--rounds", "1", "--json", str(path), *arguments]) == 0
+    results = json.loads(path.read_text())["results"]
+    return {result["case"]["way"]: result["measurements"][0] for result in results}
+
+
+def test_it_measures_what_each_way_costs_and_what_it_leaks(tmp_path, capsys):
+    figure = tmp_path / "bench.png"
+    ways = [FLOOR, "maskedgrad", "maskedgrad, stock Model", "table trainable"]
+    measured = run_bench(tmp_path, "--figure", str(figure), "--ways", *ways)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "60 rows x 8" in capsys.readouterr().out
+    assert list(measured) == ways
+    assert all(measurement["step"] > 0 for measurement in measured.values())
+    assert [measured[way]["changed_rows"] for way in ways[:3]] == [0, 0, 0]
+    assert measured["table trainable"]["changed_rows"] > 0
+    # Adam keeps two numbers for each number that trains, and sends one.
+    floor = measured[FLOOR]
+    for way, rows in [("maskedgrad", 3), ("maskedgrad, stock Model", 3), ("table trainable", 60)]:
+        assert measured[way]["state_bytes"] - floor["state_bytes"] == 2 * rows * 8 * 4
+    for way in ways[1:3]:
+        assert measured[way]["replica_bytes"] - floor["replica_bytes"] == 3 * 8 * 4
+
+
+@pytest.mark.parametrize("model", bench.MODELS)
+@pytest.mark.parametrize("way", ["maskedgrad", "maskedgrad, stock Model"])
+def test_frozen_rows_keep_their_bits_in_every_model(way, model, monkeypatch):
+    monkeypatch.setattr(bench_work, "MOST", 6)
+    assert measure(CASE._replace(way=way, model=model)).changed_rows == 0
+
+
+def test_a_sweep_measures_each_value(tmp_path):
+    path, figure = tmp_path / "sweep.json", tmp_path / "sweep.png"
+    options = [
+        "--sweep",
+        "trainable",
+        "--rounds",
+        "1",
+        "--json",
+        str(path),
+        "--figure",
+        str(figure),
+    ]
+    assert main(["bench", *TINY, *options, "--ways", "maskedgrad"]) == 0
+    results = json.loads(path.read_text())["results"]
+    assert [result["case"]["trainable"] for result in results] == [3, 30]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_knows_the_ways_that_it_offers():
+    assert sorted(bench.WAYS) == sorted(WAYS)
+
+
+@pytest.mark.parametrize("sweep", sorted(bench.SWEEPS))
+def test_a_sweep_changes_one_thing_and_leaves_rows_to_freeze(sweep):
+    cases = bench.cases_of(options_of("--sweep", sweep, "--trainable", "100"), [FLOOR])
+    values = [case.pop(sweep) for case in cases]
+    assert values == sorted(set(values))
+    assert len(values) > 2
+    assert all(case == cases[0] for case in cases)
+    if sweep == "trainable":
+        assert values[-1] == 200_000
+
+
+def test_no_row_left_to_freeze_is_refused(capsys):
+    assert main(["bench", "--rows", "10", "--trainable", "10"]) == 2
+    assert "Received: 10 of 10" in capsys.readouterr().out
+
+
+def test_the_work_is_the_same_each_time_and_touches_both_kinds_of_rows():
+    (matrix, tokens), (again, tokens_again) = work(CASE), work(CASE)
+    assert np.array_equal(matrix, again)
+    assert np.array_equal(tokens, tokens_again)
+    assert tokens.min() >= 1
+    are_trainable = np.isin(tokens, trainable_ids(CASE))
+    assert 0 < are_trainable.mean() < 1
+
+
+def test_a_row_has_changed_when_one_of_its_bits_has():
+    before, _ = work(CASE)
+    after = before.copy()
+    after[5, 0] = np.nextafter(after[5, 0], 2)
+    after[58] = 9  # trainable
+    assert changed_rows(before, after, CASE) == 1
+
+
+def test_a_ratio_is_that_of_a_round():
+    result = Result({}, [{"step": 2.0}, {"step": 30.0}, {"step": 5.0}])
+    floor = Result({}, [{"step": 1.0}, {"step": 10.0}, {"step": 1.0}])
+    assert ratio(result, floor) == (3.0, 2.0, 5.0)

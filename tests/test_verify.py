@@ -1,0 +1,330 @@
+"""`python -m maskedgrad verify` counts the frozen rows that are not their source's, bit for bit."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskedgrad import MaskedModel, MaskedOptimizer
+from maskedgrad.cli import main, verify
+from maskedgrad.rows import Rows
+from maskedgrad.saved_tables import SavedTable, open_tables
+from tests.properties.strategies import bits
+
+NUM_ROWS, WIDTH, IDS = 30, 4, [2, 7, 29]
+MATRIX = np.random.default_rng(0).normal(size=(NUM_ROWS, WIDTH)).astype("float32")
+
+
+def embedding(matrix=MATRIX, name="words", dtype="float32"):
+    return keras.layers.Embedding(
+        *matrix.shape, weights=[matrix], name=name, dtype=keras.DTypePolicy(dtype)
+    )
+
+
+def functional(words, optimizer=None):
+    inputs = keras.Input((5,), dtype="int32")
+    model = MaskedModel(inputs, keras.layers.Dense(2)(words(inputs)))
+    optimizer = optimizer or MaskedOptimizer("adamw", {words: IDS})
+    model.compile(optimizer, loss="mse")
+    model.fit(np.arange(NUM_ROWS).reshape(-1, 5), np.ones((6, 5, 2)), verbose=0)
+    return model
+
+
+@keras.saving.register_keras_serializable("verify")
+class Subclassed(MaskedModel):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.tokens = embedding(name="tokens")
+        self.tower = [embedding(name="words"), keras.layers.Dense(NUM_ROWS)]
+
+    def call(self, ids):
+        return self.tower[1](self.tower[0](ids) + self.tokens(ids))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A trained model, its file, and the files of what its rows were."""
+    model = functional(embedding())
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "source.npy", MATRIX)
+    return model, tmp_path / "model.keras", tmp_path / "source.npy"
+
+
+def run(capsys, *arguments):
+    status = main(["verify", *map(str, arguments), "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_the_frozen_rows_of_a_trained_model_are_the_sources(saved, capsys):
+    model, path, source = saved
+    assert (bits(model.get_layer("words").get_weights()[0]) != bits(MATRIX)).any()
+    status, result = run(capsys, path, "--against", source)
+    assert status == 0
+    assert result["same"]
+    (table,) = result["tables"]
+    assert table["table"] == "words"
+    assert (table["same"], table["different"], table["trainable"]) == (27, 0, 3)
+    assert main(["verify", str(path), "--against", str(source)]) == 0
+    assert "27 frozen rows are the source's, bit for bit" in capsys.readouterr().out
+
+
+@given(st.sets(st.integers(0, NUM_ROWS - 1), max_size=6), st.integers(0, WIDTH - 1))
+def test_every_row_that_differs_in_a_bit_is_named(ids, column):
+    changed = MATRIX.copy()
+    changed[sorted(ids), column] = np.nextafter(MATRIX[sorted(ids), column], np.float32(9))
+    table = matrix_table(MATRIX, trainable=Rows(IDS, NUM_ROWS))
+    comparison = verify.compare(table, matrix_table(changed), np.zeros(0, int))
+    expected = sorted(ids - set(IDS))
+    assert comparison.different.ids.tolist() == expected
+    assert comparison.same == NUM_ROWS - len(IDS) - len(expected)
+    gaps = dict(comparison.furthest)
+    assert sorted(gaps) == expected
+    for row, gap in gaps.items():
+        assert gap == abs(float(changed[row, column]) - float(MATRIX[row, column]))
+
+
+@given(st.integers(1, 5 * WIDTH * 4), st.sets(st.integers(0, NUM_ROWS - 1), max_size=6))
+def test_chunks_of_any_size_give_the_same(chunk_bytes, ids):
+    changed = MATRIX.copy()
+    changed[sorted(ids)] += 1
+    whole = verify.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "CHUNK_BYTES", chunk_bytes)
+        chunked = verify.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
+    assert chunked == whole
+
+
+def matrix_table(matrix, trainable=None, name="words"):
+    return SavedTable(
+        name, matrix.shape, matrix.dtype, lambda start, stop: matrix[start:stop], trainable
+    )
+
+
+def test_signs_of_zero_and_nan_are_bits_too():
+    ours = np.array([[0.0], [np.nan], [np.nan], [np.inf], [1.0]], "float32")
+    theirs = np.array([[-0.0], [np.nan], [1.0], [-np.inf], [1.0]], "float32")
+    comparison = verify.compare(matrix_table(ours), matrix_table(theirs), np.zeros(0, int))
+    assert comparison.different.ids.tolist() == [0, 2, 3]
+    assert dict(comparison.furthest) == {0: 0.0, 2: None, 3: None}
+    json.dumps(comparison.to_json(), allow_nan=False)
+    assert "row 2: not a number" in str(comparison)
+
+
+def test_a_moved_row_is_reported_with_status_1(saved, tmp_path, capsys):
+    _, path, source = saved
+    moved = MATRIX.copy()
+    moved[5] += 0.5
+    moved[[2, 29]] += 9
+    np.save(source, moved)
+    status, result = run(capsys, path, "--against", source)
+    assert status == 1
+    assert not result["same"]
+    (table,) = result["tables"]
+    assert (table["same"], table["different"], table["different_rows"]) == (26, 1, "5")
+    assert table["furthest"] == [{"row": 5, "difference": pytest.approx(0.5)}]
+    assert main(["verify", str(path), "--against", str(source)]) == 1
+    assert "row 5: 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrap", [keras.optimizers.LossScaleOptimizer, lambda inner: inner])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_tables_of_any_dtype_and_the_rows_of_a_nested_optimizer(tmp_path, capsys, wrap, dtype):
+    words = embedding(dtype=dtype)
+    functional(words, wrap(MaskedOptimizer("adam", {words: IDS}))).save(tmp_path / "model.keras")
+    np.save(tmp_path / "source.npy", MATRIX)
+    status, result = run(capsys, tmp_path / "model.keras", "--against", tmp_path / "source.npy")
+    assert status == 0
+    assert result["tables"][0]["trainable"] == 3
+    moved = MATRIX.copy()
+    moved[5] = np.pi
+    np.save(tmp_path / "source.npy", moved)
+    status, result = run(capsys, tmp_path / "model.keras", "--against", tmp_path / "source.npy")
+    assert (status, result["tables"][0]["different_rows"]) == (1, "5")
+
+
+def test_the_special_rows_may_follow_those_of_the_source(tmp_path, capsys):
+    words = embedding()
+    optimizer = MaskedOptimizer("adam", {words: [28, 29]})
+    functional(words, optimizer).save(tmp_path / "model.keras")
+    np.save(tmp_path / "source.npy", MATRIX[:28])
+    status, result = run(capsys, tmp_path / "model.keras", "--against", tmp_path / "source.npy")
+    assert (status, result["tables"][0]["same"]) == (0, 28)
+    np.save(tmp_path / "source.npy", MATRIX[:27])
+    assert main(refused(tmp_path / "model.keras", tmp_path / "source.npy")) == 2
+    assert "each frozen row" in capsys.readouterr().err
+
+
+def refused(model, source, *more):
+    return ["verify", str(model), "--against", str(source), *map(str, more)]
+
+
+def test_two_models_are_compared_table_by_table(tmp_path, capsys):
+    model = Subclassed()
+    trainable_rows = {".*tokens/embeddings": [1], ".*words/embeddings": [4, 5]}
+    model.compile(MaskedOptimizer("adam", trainable_rows), loss="mse")
+    x, y = np.arange(NUM_ROWS).reshape(-1, 5), np.ones((6, 5, NUM_ROWS))
+    model(x)
+    model.save(tmp_path / "base.keras")
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    status, result = run(capsys, tmp_path / "model.keras", "--against", tmp_path / "base.keras")
+    assert status == 0
+    assert {table["table"]: table["trainable"] for table in result["tables"]} == {
+        "tokens": 1,
+        "words": 2,
+    }
+    tokens = model.tokens.get_weights()[0]
+    tokens[9] += 1
+    model.tokens.set_weights([tokens])
+    model.save(tmp_path / "model.keras")
+    status, result = run(capsys, tmp_path / "model.keras", "--against", tmp_path / "base.keras")
+    assert status == 1
+    assert {table["table"]: table["different_rows"] for table in result["tables"]} == {
+        "tokens": "9",
+        "words": "",
+    }
+    # One of them against a matrix.
+    np.save(tmp_path / "source.npy", MATRIX)
+    arguments = refused(tmp_path / "model.keras", tmp_path / "source.npy")
+    assert main(arguments) == 2
+    assert "Choose by --table" in capsys.readouterr().err
+    assert main([*arguments, "--table", "words"]) == 0
+    assert main([*arguments, "--table", "tokens"]) == 1
+    assert main([*arguments, "--table", "none"]) == 2
+
+
+def test_a_model_that_names_no_rows_is_compared_as_a_whole(saved, tmp_path, capsys):
+    model, _, source = saved
+    plain = keras.Model(model.inputs, model.outputs)
+    plain.save(tmp_path / "plain.keras")
+    arguments = [tmp_path / "plain.keras", "--against", source, "--table", "words"]
+    status, result = run(capsys, *arguments)
+    (table,) = result["tables"]
+    assert (status, table["different_rows"], table["trainable"]) == (1, "2,7,29", 0)
+
+
+class Tower(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+
+    def call(self, ids):
+        return self.words(ids)
+
+
+def test_nested_layers_of_one_name_are_told_apart(tmp_path):
+    left, right = Tower(name="left"), Tower(name="right")
+    inputs = keras.Input((5,), dtype="int32")
+    model = MaskedModel(inputs, left(inputs) + right(inputs))
+    model.compile(MaskedOptimizer("adam", {"right/words/embeddings": [3]}), loss="mse")
+    model.fit(np.zeros((1, 5), "int32"), np.ones((1, 5, WIDTH)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    with open_tables(tmp_path / "model.keras") as tables:
+        assert {table.name: table.trainable for table in tables} == {
+            "left/words": None,
+            "right/words": Rows([3], NUM_ROWS),
+        }
+
+
+def test_tables_that_cannot_be_told_apart_are_refused(tmp_path, capsys):
+    towers = [keras.Sequential([embedding()], name=name) for name in ("left", "right")]
+    inputs = keras.Input((5,), dtype="int32")
+    model = MaskedModel(inputs, towers[0](inputs) + towers[1](inputs))
+    assert [variable.path for variable in model.weights] == ["words/embeddings"] * 2
+    model.compile(MaskedOptimizer("adam", {towers[1].layers[0]: [3]}), loss="mse")
+    model.fit(np.zeros((1, 5), "int32"), np.ones((1, 5, WIDTH)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "source.npy", MATRIX)
+    assert main(refused(tmp_path / "model.keras", tmp_path / "source.npy")) == 2
+    assert "left/words (30, 4), right/words (30, 4)" in capsys.readouterr().err
+
+
+def test_vectors_with_a_vocabulary(tmp_path, capsys):
+    pytest.importorskip("gensim")
+    words = ["", *(f"word{row}" for row in range(1, NUM_ROWS - 2)), "<city>", "<unseen>"]
+    matrix = MATRIX.round(3)
+    lines = [
+        " ".join([word, *map(str, matrix[row])])
+        for row, word in enumerate(words)
+        if row and not word.startswith("<")
+    ]
+    (tmp_path / "vectors.txt").write_text("\n".join(reversed(lines)) + "\n")
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    layer = embedding(matrix)
+    model = functional(layer, MaskedOptimizer("adam", {layer: [28]}))
+    model.save(tmp_path / "model.keras")
+    arguments = [tmp_path / "model.keras", "--against", tmp_path / "vectors.txt"]
+    status, result = run(capsys, *arguments, "--vocabulary", tmp_path / "words.txt")
+    (table,) = result["tables"]
+    # Neither the padding nor the other special word, which does not train, has a vector.
+    assert (status, table["same"], table["absent"]) == (0, NUM_ROWS - 3, 2)
+    assert main(["verify", *map(str, arguments)]) == 2
+    assert "--vocabulary" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_compared_have_status_2(saved, tmp_path, capsys):
+    _, path, source = saved
+    foreign = tmp_path / "foreign.keras"
+    foreign.write_bytes(b"no archive")
+    empty = tmp_path / "empty.keras"
+    with zipfile.ZipFile(empty, "w") as archive:
+        archive.writestr("config.json", "{}")
+    cut = tmp_path / "cut.npy"
+    cut.write_bytes(source.read_bytes()[:-1])
+    pickled, narrow = tmp_path / "pickled.npy", tmp_path / "narrow.npy"
+    np.save(pickled, np.array([{}]), allow_pickle=True)
+    np.save(narrow, MATRIX[:, :3])
+    for arguments in (
+        refused(foreign, source),
+        refused(empty, source),
+        refused(tmp_path / "none.keras", source),
+        refused(path, tmp_path / "none.npy"),
+        refused(path, foreign),
+        refused(path, cut),
+        refused(path, pickled),
+        refused(path, narrow),
+    ):
+        assert main(arguments) == 2, arguments
+        captured = capsys.readouterr()
+        assert captured.err.startswith("verify: "), arguments
+        assert not captured.out
+
+
+MEASURE = """
+import re, sys
+import h5py, numpy
+from maskedgrad.cli import verify
+from pathlib import Path
+
+def peak():
+    # That of `resource.getrusage` would be the parent's, where that is larger.
+    return 1024 * int(re.search("VmHWM:(.*) kB", Path("/proc/self/status").read_text())[1])
+
+model, *sources = map(Path, sys.argv[1:])
+before = peak()
+for source in sources:
+    print(verify.compare_files(model, source)[0].different.ids.tolist())
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
+def test_memory_does_not_grow_with_the_table(tmp_path):
+    matrix = np.ones((400_000, 100), "float32")
+    inputs = keras.Input((1,), dtype="int32")
+    keras.Model(inputs, embedding(matrix)(inputs)).save(tmp_path / "model.keras")
+    matrix[-1] = 2
+    np.save(tmp_path / "source.npy", matrix)
+    paths = [tmp_path / name for name in ("model.keras", "source.npy", "model.keras")]
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, paths)], stdout=subprocess.PIPE, check=True
+    ).stdout
+    of_matrix, of_model, growth = map(json.loads, output.splitlines())
+    assert (of_matrix, of_model) == ([len(matrix) - 1], [])
+    assert growth < matrix.nbytes / 2
