@@ -1,5 +1,8 @@
 """Training that is taken up again is training that was never interrupted, bit for bit."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -175,10 +178,47 @@ def test_the_file_holds_one_table_and_a_few_rows_more(tmp_path):
     assert sizes[1] - sizes[0] < 8 * row_bytes + 16_384  # two moments; the rest is HDF5's own
 
 
-def test_it_loads_where_maskedgrad_is_not_compiled(tmp_path):
+def test_a_checkpointed_model_goes_on(tmp_path):
+    model = compiled(functional, keras.optimizers.Adam(0.1))
+    path = str(tmp_path / "{epoch}.keras")
+    fit(model, epochs=2, callbacks=[keras.callbacks.ModelCheckpoint(path)])
+    restored = keras.saving.load_model(tmp_path / "1.keras")
+    fit(restored)
+    assert_goes_on_as(model, restored)
+
+
+def test_an_exported_model_serves_without_maskedgrad(tmp_path):
     model = compiled(functional, keras.optimizers.Adam(0.1))
     fit(model)
-    model.save_weights(tmp_path / "model.weights.h5")
     model.export(tmp_path / "exported", verbose=False)
     exported = tf.saved_model.load(str(tmp_path / "exported"))
     np.testing.assert_array_equal(exported.serve(tf.constant(X, "int32")), model(X))
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "exported"))
+    interpreter = tf.lite.Interpreter(model_content=converter.convert())
+    ids = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(ids, X.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(ids, X.astype("int32"))
+    interpreter.invoke()
+    (output,) = interpreter.get_output_details()
+    # Another library's kernels add in another order.
+    np.testing.assert_allclose(interpreter.get_tensor(output["index"]), model(X), rtol=1e-5)
+
+
+def test_a_stock_model_loads_where_maskedgrad_is_not_installed(tmp_path):
+    inputs = outputs = keras.Input((5,), dtype="int32")
+    for layer in layers():
+        outputs = layer(outputs)
+    model = keras.Model(inputs, outputs)
+    model.compile(MaskedOptimizer("adam", {model.get_layer("words"): IDS}), loss="mse")
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", X)
+    program = (
+        "import sys; sys.modules['maskedgrad'] = None\n"  # Python's way to say that there is none
+        "import keras, numpy\n"
+        "model = keras.saving.load_model('model.keras', compile=False)\n"
+        "numpy.save('y.npy', model.predict(numpy.load('x.npy'), verbose=0))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert_same_bits(np.load(tmp_path / "y.npy"), model.predict(X, verbose=0), "predictions")

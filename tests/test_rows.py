@@ -100,6 +100,13 @@ def test_more_rows_than_there_are_cannot_be_the_last(n):
         Rows.last(n, 30)
 
 
+def test_a_million_scattered_rows_are_one_short_string_in_a_config():
+    rows = Rows(range(0, 2_000_000, 2), 2_000_000)
+    text = rows.get_config()["rows"]
+    assert len(text) <= 8 * len(rows)  # seven digits and a comma; nothing nested to walk through
+    assert Rows.from_config(rows.get_config()) == rows
+
+
 def test_rows_cannot_be_changed():
     given_ids = np.array([1, 2])
     rows = Rows(given_ids, 5)
