@@ -124,12 +124,14 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             self._plan.trainable_rows = dict(trainable_rows)
             return
         targets = resolve_targets(trainable_rows, self._plan.variables)
-        paths = [target.variable.path for target in targets]
-        if paths != list(self.trainable_rows):
+        named = [target.variable for target in targets]
+        masked = [table.variable for table in self._plan.tables]
+        if [id(variable) for variable in named] != [id(variable) for variable in masked]:
             raise ValueError(
                 "`trainable_rows` must name the tables that have trainable rows now, since a "
-                f"table that is not named trains whole. Expected: {list(self.trainable_rows)}. "
-                f"Received: {paths}"
+                "table that is not named trains whole. "
+                f"Expected: {[variable.path for variable in masked]}. "
+                f"Received: {[variable.path for variable in named]}"
             )
         outside_of_graphs(lambda: self._change_rows(targets))
 

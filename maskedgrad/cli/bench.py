@@ -192,4 +192,5 @@ def _console() -> Any:
         from rich.console import Console
     except ImportError as error:
         raise ImportError('The benchmark needs rich: pip install "maskedgrad[demo]"') from error
-    return Console()
+    # What is piped into a file is as wide as the table.
+    return Console(width=None if sys.stdout.isatty() else 120)

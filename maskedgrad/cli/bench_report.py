@@ -52,27 +52,28 @@ def ratio(result: Result, floor: Result, of: str = "step", to: str | None = None
 
 def table(results: Sequence[Result], title: str | None) -> Any:
     """A `rich` table of `results`, with the ratios to the floor among them."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
     floor = next((result for result in results if result.case["way"] == FLOOR), results[0])
-    rows = Table(title=title)
-    for name, justify in COLUMNS:
-        rows.add_column(name, justify=justify)
+    rows = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    rows.add_column("way", no_wrap=True)
+    for name in COLUMNS:
+        rows.add_column(name, justify="right", no_wrap=True)
     for result in results:
         rows.add_row(result.case["way"], *(cell(result, floor) for cell in CELLS))
     return rows
 
 
-COLUMNS: list[tuple[str, Any]] = [
-    ("way", "left"),
-    ("step, ms", "right"),
-    (f"times {FLOOR}", "right"),
-    ("predict, after / before", "right"),
-    ("evaluate, after / before", "right"),
-    ("peak memory, MB", "right"),
-    ("optimizer state, MB", "right"),
-    ("between replicas, MB", "right"),
-    ("frozen rows changed", "right"),
+COLUMNS = [
+    "step,\nms",
+    "times frozen\n(low to high)",
+    "predict,\nafter/before",
+    "evaluate,\nafter/before",
+    "peak,\nMB",
+    "state,\nMB",
+    "replicas,\nMB",
+    "frozen rows\nchanged",
 ]
 
 
@@ -85,15 +86,17 @@ def _ratio_to_floor(result: Result, floor: Result) -> str:
 
 
 def _after_before(what: str) -> Callable[[Result, Result], str]:
-    return lambda result, floor: _or_dash(
-        ratio(result, result, of=f"{what}_after", to=f"{what}_before")
-    )
+    def cell(result: Result, floor: Result) -> str:
+        change = ratio(result, result, of=f"{what}_after", to=f"{what}_before")
+        return "-" if change is None else _short(change.median)
+
+    return cell
 
 
 def _megabytes(what: str) -> Callable[[Result, Result], str]:
     def cell(result: Result, floor: Result) -> str:
         value = median_of(result, what)
-        return _or_dash(None if value is None else _short(value / 1e6))
+        return "-" if value is None else _short(value / 1e6)
 
     return cell
 
@@ -120,16 +123,12 @@ def median_of(result: Result, what: str) -> Any:
     return median(values) if values else None
 
 
-def _or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
 def _short(number: float) -> str:
     return f"{number:,.2f}" if number < 10 else f"{number:,.0f}"
 
 
 def draw(results: Sequence[Result], sweep: str | None, path: Path) -> None:
-    """Draws the time of a step for each way: as bars, or over the values of a sweep.
+    """Draws the time of a step for each way: as points, or over the values of a sweep.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -145,7 +144,7 @@ def draw(results: Sequence[Result], sweep: str | None, path: Path) -> None:
     if sweep:
         _draw_lines(axes, results, ways, sweep)
     else:
-        _draw_bars(axes, results)
+        _draw_points(axes, results)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
@@ -166,15 +165,22 @@ def _draw_lines(axes: Any, results: Sequence[Result], ways: Sequence[str], sweep
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def _draw_bars(axes: Any, results: Sequence[Result]) -> None:
+def _draw_points(axes: Any, results: Sequence[Result]) -> None:
+    # A logarithmic axis has no zero for bars to start from.
     ordered = sorted(results, key=lambda result: -median_of(result, "step"))
-    milliseconds = [median_of(result, "step") * 1e3 for result in ordered]
-    ours = ["maskedgrad" in result.case["way"] for result in ordered]
-    bars = axes.barh(
-        [result.case["way"] for result in ordered],
-        milliseconds,
-        color=["#0072B2" if is_ours else "#999999" for is_ours in ours],
-    )
-    axes.bar_label(bars, [f" {value:,.1f} ms" for value in milliseconds])
+    for height, result in enumerate(ordered):
+        milliseconds = median_of(result, "step") * 1e3
+        colour = "#0072B2" if "maskedgrad" in result.case["way"] else "#666666"
+        axes.plot(milliseconds, height, "o", color=colour)
+        axes.annotate(
+            f"{milliseconds:,.1f}",
+            (milliseconds, height),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+    axes.set_yticks(range(len(ordered)), [result.case["way"] for result in ordered])
     axes.set(xscale="log", xlabel="training step, ms")
-    axes.margins(x=0.2)
+    axes.grid(axis="both", alpha=0.3)
+    axes.margins(x=0.15, y=0.08)
