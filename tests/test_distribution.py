@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, MaskedOptimizer
-from tests.properties.strategies import assert_same_bits
+from tests.properties.strategies import assert_same_bits, mirrored_strategy
 
 NUM_ROWS, WIDTH, IDS = 20, 4, [3, 7]
 RANDOM = np.random.default_rng(0)
@@ -16,10 +16,6 @@ MATRIX = RANDOM.normal(size=(NUM_ROWS, WIDTH)).astype("float32")
 FROZEN = np.setdiff1d(np.arange(NUM_ROWS), IDS)
 X = RANDOM.integers(0, NUM_ROWS, size=(64, 5))
 Y = RANDOM.normal(size=(64, 1)).astype("float32")
-
-
-def mirrored():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def train(base, scaler, scope):
@@ -43,7 +39,7 @@ def train(base, scaler, scope):
 @pytest.mark.parametrize("base", [MaskedModel, keras.Model])
 def test_replicas_hold_the_same_bits_and_train_what_one_device_trains(base, scaler):
     alone, table = train(base, scaler, contextlib.nullcontext())
-    together, mirrored_table = train(base, scaler, mirrored().scope())
+    together, mirrored_table = train(base, scaler, mirrored_strategy().scope())
     first, second = mirrored_table.values
     assert_same_bits(first, second, "replicas")
     assert_same_bits(first.numpy()[FROZEN], MATRIX[FROZEN], "frozen rows")
@@ -63,6 +59,6 @@ def test_what_crosses_replicas_for_a_table_is_its_trainable_rows(monkeypatch):
         return all_reduce(self, reduce_op, value, options)
 
     monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", recording)
-    train(MaskedModel, "none", mirrored().scope())
+    train(MaskedModel, "none", mirrored_strategy().scope())
     assert (len(IDS), WIDTH) in reduced
     assert not any(shape[:1] == (NUM_ROWS,) for shape in reduced)

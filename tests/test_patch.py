@@ -12,7 +12,6 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +23,7 @@ from maskedgrad.patch import RowPatch
 from maskedgrad.patch_file import checksum, write_whole
 from maskedgrad.rows import Rows
 from maskedgrad.table_patch import CHUNK_BYTES, TablePatch, frozen_digest
-from tests.properties.strategies import assert_same_bits, bits, tables
+from tests.properties.strategies import assert_same_bits, bits, mirrored_strategy, tables
 
 NUM_ROWS, WIDTH = 40, 3
 PATH = "words/embeddings"
@@ -352,7 +351,7 @@ def test_a_patch_is_applied_in_the_midst_of_training():
 
 def test_every_replica_is_patched():
     patch, trained = trained_patch(3, 9)
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with mirrored_strategy().scope():
         model = classifier([3, 9])
     before = RowPatch.from_model(model)
     assert before.tables[PATH].digest == patch.tables[PATH].digest

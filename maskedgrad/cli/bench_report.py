@@ -58,6 +58,8 @@ def table(results: Sequence[Result], title: str | None) -> Any:
     floor = next((result for result in results if result.case["way"] == FLOOR), results[0])
     rows = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     rows.add_column("way", no_wrap=True)
+    rows.add_column("step,\nms", justify="right", no_wrap=True)
+    rows.add_column(f"times {floor.case['way']}\n(low to high)", justify="right", no_wrap=True)
     for name in COLUMNS:
         rows.add_column(name, justify="right", no_wrap=True)
     for result in results:
@@ -66,8 +68,6 @@ def table(results: Sequence[Result], title: str | None) -> Any:
 
 
 COLUMNS = [
-    "step,\nms",
-    "times frozen\n(low to high)",
     "predict,\nafter/before",
     "evaluate,\nafter/before",
     "peak,\nMB",

@@ -42,6 +42,13 @@ def assert_same_bits(actual: Any, expected: Any, what: str) -> None:
     np.testing.assert_array_equal(bits(actual), bits(expected), err_msg=what)
 
 
+def mirrored_strategy() -> tf.distribute.Strategy:
+    """Two devices of this machine. The collectives of several strategies in one process collide."""
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """An optimizer that can be made again and again."""
