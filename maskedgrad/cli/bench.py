@@ -193,4 +193,4 @@ def _console() -> Any:
     except ImportError as error:
         raise ImportError('The benchmark needs rich: pip install "maskedgrad[demo]"') from error
     # What is piped into a file is as wide as the table.
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 130)
