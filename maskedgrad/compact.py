@@ -1,5 +1,7 @@
 """The compact variable, which stands for the trainable rows of a table."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -84,7 +86,8 @@ def read_sparsely(table: keras.Variable) -> None:
     Once a row has been written, TensorFlow copies a whole variable each time
     it is read densely, and a Keras layer reads its table densely before it
     gathers. `tf.gather` calls `sparse_read` of what it is given, where it has
-    one.
+    one. `tf.nn.embedding_lookup`, with which Keras looks up ragged ids, does
+    not, and is told to below.
     """
     variable = table.value
 
@@ -93,6 +96,19 @@ def read_sparsely(table: keras.Variable) -> None:
         return tf.cast(rows, table.dtype)
 
     table.sparse_read = sparse_read
+
+
+def reads_sparsely(table: Any) -> bool:
+    """Whether `read_sparsely` has been called for a table."""
+    return hasattr(table, "sparse_read")
+
+
+@tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
+def _embedding_lookup(params, ids, max_norm=None, name=None):
+    """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
+    if max_norm is not None or not reads_sparsely(params):
+        return NotImplemented  # TensorFlow does it
+    return tf.ragged.map_flat_values(lambda flat_ids: tf.gather(params, flat_ids, name=name), ids)
 
 
 def _on_this_replica(variable: tf.Variable) -> tf.Variable:

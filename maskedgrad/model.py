@@ -59,6 +59,8 @@ class MaskedTrainStep(_Model):
                 "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
             )
         super().compile(optimizer, *args, **kwargs)
+        if self.built:
+            masked_optimizer_in(self.optimizer).prepare(self.trainable_variables)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a model that is being loaded. Called by Keras."""

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import read_sparsely
+from maskedgrad.compact import read_sparsely, reads_sparsely
 from maskedgrad.gradients import Gradient
-from maskedgrad.plan import Plan, outside_of_graphs
+from maskedgrad.plan import Plan, outside_of_graphs, trace_again
 from maskedgrad.rows import (
     Rows,
     Target,
@@ -156,7 +156,23 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         variables = list(variables)
         targets = resolve_targets(self._plan.trainable_rows, variables)
         _check_unbuilt(self.inner_optimizer)
+        was_read_densely = not all(reads_sparsely(target.variable) for target in targets)
         outside_of_graphs(lambda: self._build(targets, variables))
+        if self.built and was_read_densely:
+            trace_again()
+
+    def prepare(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes what looks up in the tables read sparsely, as `build` does, without any state.
+
+        Called by `MaskedModel.compile`, so that a step which is traced before
+        the optimizer is built does not read a table whole ever after.
+
+        Raises:
+            TypeError, ValueError: as `build` does.
+        """
+        if not self.built:
+            for target in resolve_targets(self._plan.trainable_rows, list(variables)):
+                read_sparsely(target.variable)
 
     def _build(self, targets: list[Target], variables: list[keras.Variable]) -> None:
         if not all(target.variable.value.is_initialized() for target in targets):

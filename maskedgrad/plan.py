@@ -120,3 +120,18 @@ def outside_of_graphs(function: Callable[[], None]) -> None:
 
     with ThreadPoolExecutor(max_workers=1) as executor:
         executor.submit(call_in_scope).result()
+
+
+def trace_again() -> None:
+    """Makes the train function of a `keras.Model` that is being traced start over.
+
+    TensorFlow traces again after a first trace that makes a variable, so that
+    what it runs makes none. This variable serves for nothing else. A function
+    of other making may be in a later trace, where TensorFlow allows none.
+    """
+    if not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name == _KERAS_TRACES:
+        tf.Variable(0.0, trainable=False, name="trace_again")
+
+
+# What Keras calls the function that it traces, and has no public way to tell.
+_KERAS_TRACES = "one_step_on_data"

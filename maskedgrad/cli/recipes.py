@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from maskedgrad.model import MaskedModel
 from maskedgrad.optimizer import MaskedOptimizer
+from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.rows import Rows
 
 Head = Callable[[Any], Any]
@@ -105,7 +106,7 @@ def gradient_times_mask(matrix, trainable_ids, head: Head, optimizer, **compile_
 
 def stop_gradient_mix(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
     """The layer looks up in `mask * E + stop_gradient((1 - mask) * E)`. See `Recipe`."""
-    words = _embedding(matrix, StopGradientEmbedding)
+    words = StopGradientEmbedding(*matrix.shape, weights=[matrix], mask_zero=True, name="words")
     words.mask = _column_mask(matrix, trainable_ids)
     model = keras.Model(*_inputs_and_outputs(words, head))
     model.compile(optimizer, **compile_options)
@@ -287,8 +288,8 @@ class StopGradientEmbedding(keras.layers.Embedding):
         return keras.ops.take(table, inputs, axis=0)
 
 
-def _embedding(matrix, layer_class=keras.layers.Embedding, **options) -> keras.layers.Embedding:
-    return layer_class(*matrix.shape, weights=[matrix], mask_zero=True, name="words", **options)
+def _embedding(matrix, **options) -> keras.layers.Embedding:
+    return pretrained_embedding(matrix, mask_zero=True, name="words", **options)
 
 
 def _inputs_and_outputs(embed: Callable[[Any], Any], head: Head) -> tuple[Any, Any]:
