@@ -3,16 +3,17 @@
 import argparse
 import json
 
+import keras
 import numpy as np
 import pytest
 
 from maskedgrad.cli import bench, bench_work, main
 from maskedgrad.cli.bench_report import FLOOR, Result, ratio
 from maskedgrad.cli.bench_work import Case, changed_rows, trainable_ids, work
-from maskedgrad.cli.bench_worker import WAYS, measure
+from maskedgrad.cli.bench_worker import WAYS, batches_of, build, measure, training_time
 
 TINY = ["--rows", "60", "--width", "8", "--batch", "4", "--length", "5", "--trainable", "3"]
-CASE = Case(FLOOR, 60, 8, 4, 5, 3, "adam", "pool", False)
+CASE = Case(FLOOR, 60, 8, 4, 5, 3, "adam", "pool", False, 1)
 
 
 def options_of(*arguments):
@@ -51,6 +52,16 @@ def test_it_measures_what_each_way_costs_and_what_it_leaks(tmp_path, capsys):
 def test_frozen_rows_keep_their_bits_in_every_model(way, model, monkeypatch):
     monkeypatch.setattr(bench_work, "MOST", 6)
     assert measure(CASE._replace(way=way, model=model)).changed_rows == 0
+
+
+def test_steps_of_one_call_are_counted_apart(monkeypatch):
+    monkeypatch.setattr(bench_work, "MOST", 6)
+    case = CASE._replace(way="maskedgrad", steps_per_execution=4)
+    matrix, tokens = work(case)
+    model = build(case, matrix, keras.optimizers.Adam()).model
+    assert training_time(model, batches_of(tokens, case), 4) > 0
+    assert int(model.optimizer.iterations) in [(5 + calls) * 4 for calls in (5, 6)]
+    assert measure(case).changed_rows == 0
 
 
 def test_a_sweep_measures_each_value(tmp_path):

@@ -27,13 +27,16 @@ WAYS = [
     "stop_gradient mix",
 ]
 PEERS = ["PyTorch, table frozen", "PyTorch, gradient hook", "PyTorch, PEFT trainable tokens"]
-MODELS = ["pool", "lstm", "transformer", "tied"]
+MODELS = ["pool", "ragged", "lstm", "transformer", "tied"]
 SWEEPS = {
     "rows": (0.01, 0.1, 1, 5),
     "trainable": (1, 10, 100, 1000),
     "batch": (0.25, 1, 4, 16),
 }
-CASE_FIELDS = ["rows", "width", "batch", "length", "trainable", "optimizer", "model", "jit"]
+CASE_FIELDS = [
+    *["rows", "width", "batch", "length", "trainable"],
+    *["optimizer", "model", "jit", "steps_per_execution"],
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("length", 100, "tokens in a text"),
         ("trainable", 100, "rows that train"),
         ("rounds", 3, "times that each case is measured"),
+        ("steps-per-execution", 1, "steps that Keras makes in one call"),
     ]:
         parser.add_argument(
             f"--{name}",
@@ -60,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=MODELS,
         default="pool",
-        help="what reads the table; `tied` has an output layer tied to it (default: %(default)s)",
+        help="what reads the table; `ragged` averages ragged texts, "
+        "and `tied` has an output layer tied to it (default: %(default)s)",
     )
     parser.add_argument("--jit", action="store_true", help="compile with XLA")
     parser.add_argument(
@@ -89,8 +94,11 @@ def run(options: argparse.Namespace) -> int:
         missing = [name for name in ("torch", "peft") if not importlib.util.find_spec(name)]
         if missing:
             console.print(f"PyTorch is not measured: {' and '.join(missing)} not installed.")
-        elif options.model != "pool" or options.optimizer != "adam":
-            console.print("PyTorch is not measured: it has `--model pool --optimizer adam` only.")
+        elif (options.model, options.optimizer, options.steps_per_execution) != ("pool", "adam", 1):
+            console.print(
+                "PyTorch is not measured: it has `--model pool --optimizer adam` only, "
+                "one step at a time."
+            )
         else:
             ways += PEERS
     cases = cases_of(options, ways)
@@ -177,6 +185,7 @@ def _conditions(options: argparse.Namespace) -> str:
         f"{options.rows:,} rows x {options.width}, batch {options.batch} x {options.length}, "
         f"{options.trainable:,} trainable rows, {options.optimizer}, {options.model}"
         f"{', XLA' if options.jit else ''}"
+        f"{f', {spe} steps per execution' if (spe := options.steps_per_execution) > 1 else ''}"
     )
 
 

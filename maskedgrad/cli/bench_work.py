@@ -29,6 +29,7 @@ class Case(NamedTuple):
     optimizer: str
     model: str
     jit: bool
+    steps_per_execution: int
 
 
 class Measurement(NamedTuple):

@@ -44,10 +44,10 @@ def measure(case: Case) -> Measurement:
     gradients = GradientBytes(keras.optimizers.get(case.optimizer), case.batch * case.length)
     memory = PeakMemory(matrix.nbytes)
     recipe = build(case, matrix, gradients.optimizer)
-    batches = _batches(tokens, case)
+    batches = batches_of(tokens, case)
     memory.start()
     before = inference_times(recipe.model, batches, case)
-    step = training_time(recipe.model, batches)
+    step = training_time(recipe.model, batches, case.steps_per_execution)
     peak_bytes = memory.peak()
     after = inference_times(recipe.model, batches, case)
     return Measurement(
@@ -68,7 +68,13 @@ def build(case: Case, matrix: np.ndarray, optimizer: keras.optimizers.Optimizer)
     head = HEADS[case.model](case)
     loss = "sparse_categorical_crossentropy" if case.model == "tied" else "binary_crossentropy"
     recipe = WAYS[case.way](
-        matrix, trainable_ids(case), head, optimizer, loss=loss, jit_compile=case.jit
+        matrix,
+        trainable_ids(case),
+        head,
+        optimizer,
+        loss=loss,
+        jit_compile=case.jit,
+        steps_per_execution=case.steps_per_execution,
     )
     if isinstance(head, TiedHead):
         words = recipe.model.get_layer("words")
@@ -91,13 +97,16 @@ WAYS: dict[str, Callable[..., Recipe]] = {
 }
 
 
-def training_time(model: keras.Model, batches: tf.data.Dataset) -> float:
+def training_time(
+    model: keras.Model, batches: tf.data.Dataset, steps_per_execution: int = 1
+) -> float:
     """The median time of a training step in seconds, without what TensorFlow traces."""
 
     def times(count: int) -> list[float]:
-        steps = StepTimes()
-        model.fit(batches, steps_per_epoch=count, callbacks=[steps], shuffle=False, verbose=0)
-        return steps.seconds
+        calls = StepTimes()
+        steps = count * steps_per_execution
+        model.fit(batches, steps_per_epoch=steps, callbacks=[calls], shuffle=False, verbose=0)
+        return [seconds / steps_per_execution for seconds in calls.seconds]
 
     return median_time(times)
 
@@ -110,7 +119,7 @@ def inference_times(
         # `predict` would hold a score of every word for every text.
         return None, None
     predict, evaluate = InferenceTimes(), InferenceTimes()
-    options = {"steps": INFERENCE_BATCHES, "verbose": 0}
+    options = {"steps": INFERENCE_BATCHES * case.steps_per_execution, "verbose": 0}
     model.predict(batches, callbacks=[predict], **options)
     model.evaluate(batches, callbacks=[evaluate], **options)
     return predict.median(), evaluate.median()
@@ -166,10 +175,12 @@ def _weight(gradient: Any, num_tokens: int) -> int:
     return math.prod(size or num_tokens for size in gradient.shape) * gradient.dtype.size
 
 
-def _batches(tokens: np.ndarray, case: Case) -> tf.data.Dataset:
+def batches_of(tokens: np.ndarray, case: Case) -> tf.data.Dataset:
+    """The batches of a case, over and over, with a label for each text."""
     num_classes = case.rows if case.model == "tied" else 2
     labels = np.random.default_rng(1).integers(0, num_classes, (len(tokens), 1)).astype("float32")
-    texts = tf.data.Dataset.from_tensor_slices((tokens, labels))
+    given = tf.RaggedTensor.from_tensor(tokens) if case.model == "ragged" else tokens
+    texts = tf.data.Dataset.from_tensor_slices((given, labels))
     return texts.batch(case.batch, drop_remainder=True).cache().repeat()
 
 
@@ -194,6 +205,31 @@ def _transformer_head(case: Case):
         return _classified(keras.layers.GlobalAveragePooling1D()(normalized))
 
     return head
+
+
+class RaggedMean(keras.layers.Layer):
+    """The mean of each ragged text."""
+
+    def compute_output_spec(self, inputs):
+        """Called by Keras."""
+        return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), dtype=inputs.dtype)
+
+    def call(self, inputs):
+        """Called by Keras."""
+        return tf.reduce_mean(inputs, axis=1)
+
+
+class RaggedHead:
+    """Classifies the mean of texts that come as a ragged tensor."""
+
+    ragged = True
+
+    def __init__(self, case: Case):
+        self.mean = RaggedMean()
+
+    def __call__(self, embedded):
+        """The scores as probabilities, of shape `(batch, 1)`."""
+        return _classified(self.mean(embedded))
 
 
 class TiedHead:
@@ -229,6 +265,7 @@ class TiedOutput(keras.layers.Layer):
 
 HEADS = {
     "pool": _pool_head,
+    "ragged": RaggedHead,
     "lstm": _lstm_head,
     "transformer": _transformer_head,
     "tied": TiedHead,

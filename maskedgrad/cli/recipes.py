@@ -32,7 +32,8 @@ class Recipe(NamedTuple):
     - `trainable_ids`: the ids of the rows that should train, the last K of the
       table in ascending order.
     - `head`: from embedded ids, a symbolic tensor of shape `(batch, length,
-      D)`, to the outputs of the model.
+      D)`, to the outputs of the model. One that has `ragged = True` takes a
+      ragged tensor.
     - `optimizer`: a fresh Keras optimizer.
     - `compile_options`: what else `keras.Model.compile` takes.
 
@@ -293,7 +294,9 @@ def _embedding(matrix, **options) -> keras.layers.Embedding:
 
 
 def _inputs_and_outputs(embed: Callable[[Any], Any], head: Head) -> tuple[Any, Any]:
-    ids = keras.Input((None,), dtype="int32", name="ids")
+    ids = keras.Input(
+        (None,), dtype="int32", name="ids", ragged=getattr(head, "ragged", False) or None
+    )
     return ids, head(embed(ids))
 
 
