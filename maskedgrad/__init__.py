@@ -9,10 +9,12 @@ from maskedgrad.optimizer import MaskedOptimizer
 from maskedgrad.patch import RowPatch
 from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.rows import Rows
+from maskedgrad.targets import AlongAxis
 from maskedgrad.vectors import load_vectors
 from maskedgrad.vocabulary import row_ids
 
 __all__ = [
+    "AlongAxis",
     "MaskedModel",
     "MaskedOptimizer",
     "MaskedTrainStep",

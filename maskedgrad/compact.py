@@ -1,12 +1,14 @@
 """The compact variable, which stands for the trainable rows of a table."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from maskedgrad.gradients import Gradient, compact_gradient
-from maskedgrad.rows import Target
+from maskedgrad.targets import Target
 
 
 class StandIn(keras.Variable):
@@ -45,39 +47,78 @@ class MaskedTable:
     def __init__(self, target: Target):
         self.variable = target.variable
         self.rows = target.rows
+        self.axis = target.axis
         self.ids = tf.constant(self.rows.ids)
         self.positions = tf.constant(self.rows.positions)
-        self.compact = StandIn(
-            self.variable, _on_this_replica(self.variable.value).sparse_read(self.ids)
-        )
+        self.places = places_of_elements(self.variable.shape, self.rows.ids, self.axis)
+        self.learning_rates = target.learning_rates
+        self.compact = StandIn(self.variable, self._rows_of(_on_this_replica(self.variable.value)))
 
     def compact_gradient(self, gradient: Gradient) -> tf.Tensor | None:
         """The gradient of the compact variable, of that of the table."""
-        return compact_gradient(gradient, self.ids, self.positions)
+        return compact_gradient(gradient, self.ids, self.positions, self.axis)
 
     def gather(self, strategy: tf.distribute.Strategy) -> None:
         """Copies the trainable rows from the table to the compact variable."""
-        # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
         strategy.extended.update(
             self.compact.value,
-            lambda compact, table: compact.assign(
-                tf.raw_ops.ResourceGather(
-                    resource=table.handle, indices=self.ids, dtype=table.dtype
-                ),
-                read_value=False,
-            ),
+            lambda compact, table: compact.assign(self._rows_of(table), read_value=False),
             args=(self.variable.value,),
             group=False,
         )
 
     def scatter(self, strategy: tf.distribute.Strategy) -> None:
         """Copies the trainable rows from the compact variable to the table."""
+        self._update(strategy, lambda table, compact: compact)
+
+    def scatter_step(self, strategy: tf.distribute.Strategy) -> None:
+        """Moves each row of the table by its share of the way to the compact variable's."""
+        if self.learning_rates is None:
+            self.scatter(strategy)
+            return
+        shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
+        shares = tf.reshape(tf.constant(self.learning_rates, self.compact.value.dtype), shape)
+
+        def moved(table, compact):
+            before, after = self._rows_of(table), tf.convert_to_tensor(compact)
+            # The whole way must end on the same bits, which a sum may miss.
+            return tf.where(shares == 1, after, before + shares * (after - before))
+
+        self._update(strategy, moved)
+
+    def _update(self, strategy: tf.distribute.Strategy, rows: Callable[[Any, Any], Any]) -> None:
+        def write(table, compact):
+            if self.places is None:
+                return table.scatter_update(tf.IndexedSlices(rows(table, compact), self.ids))
+            return table.scatter_nd_update(self.places, rows(table, compact))
+
         strategy.extended.update(
-            self.variable.value,
-            lambda table, compact: table.scatter_update(tf.IndexedSlices(compact, self.ids)),
-            args=(self.compact.value,),
-            group=False,
+            self.variable.value, write, args=(self.compact.value,), group=False
         )
+
+    def _rows_of(self, table: tf.Variable) -> tf.Tensor:
+        # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
+        if self.places is None:
+            return tf.raw_ops.ResourceGather(
+                resource=table.handle, indices=self.ids, dtype=table.dtype
+            )
+        # There is `ResourceGatherNd`, but not under XLA.
+        return tf.gather(table.read_value(), self.ids, axis=self.axis)
+
+
+def places_of_elements(shape: Sequence[int], ids: np.ndarray, axis: int) -> tf.Tensor | None:
+    """The index of each element in the rows `ids` along an axis; `None` for the first axis.
+
+    TensorFlow writes whole rows of a variable along its first axis only, and
+    single elements anywhere.
+
+    Returns:
+        int64 of the shape of the rows and one axis more, as long as `shape`.
+    """
+    if axis == 0:
+        return None
+    along = [ids if place == axis else np.arange(size) for place, size in enumerate(shape)]
+    return tf.constant(np.stack(np.meshgrid(*along, indexing="ij"), axis=-1))
 
 
 def read_sparsely(table: keras.Variable) -> None:

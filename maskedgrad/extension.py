@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from maskedgrad.new_rows import check_initializer, first_values
-from maskedgrad.rows import Rows, describe
+from maskedgrad.rows import Rows
+from maskedgrad.targets import describe
 from maskedgrad.vocabulary import check_words, sample
 
 LOOKUPS = keras.layers.StringLookup, keras.layers.TextVectorization

@@ -5,16 +5,18 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from maskedgrad.rows import Rows, resolve_targets
+from maskedgrad.targets import Target, resolve_targets
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
 
 
-def compact_gradient(gradient: Gradient, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor | None:
+def compact_gradient(
+    gradient: Gradient, ids: tf.Tensor, positions: tf.Tensor, axis: int = 0
+) -> tf.Tensor | None:
     """The trainable rows of a table's gradient.
 
-    Equivalent to `tf.gather(tf.convert_to_tensor(gradient), ids)`, without
-    ever making the dense gradient of `IndexedSlices`.
+    Equivalent to `tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)`,
+    without ever making the dense gradient of `IndexedSlices` for axis 0.
 
     Args:
         gradient: the table's gradient: a tensor of shape `(V, ...)`,
@@ -22,18 +24,19 @@ def compact_gradient(gradient: Gradient, ids: tf.Tensor, positions: tf.Tensor) -
         ids: integers of shape `(K,)`, the trainable ids, ascending.
         positions: integers of shape `(V,)`, for each row its index in `ids`,
             or -1 for a frozen row.
+        axis: int, the axis that the rows lie along.
 
     Returns:
-        A tensor of shape `(K, ...)`, or `None`.
+        A tensor of shape `(K, ...)`, with K in the place of `axis`, or `None`.
     """
     if gradient is None:
         return None
-    if isinstance(gradient, tf.IndexedSlices):
+    if isinstance(gradient, tf.IndexedSlices) and axis == 0:
         # Slices whose segment id is negative are dropped: that is the mask.
         return tf.math.unsorted_segment_sum(
             gradient.values, tf.gather(positions, gradient.indices), ids.shape[0]
         )
-    return tf.gather(gradient, ids)
+    return tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)
 
 
 def mask_gradients(
@@ -78,23 +81,29 @@ def mask_gradients(
             "`gradients` and `variables` must be of one length. "
             f"Received: {len(gradients)} gradients and {len(variables)} variables"
         )
-    rows_of = {id(t.variable): t.rows for t in resolve_targets(trainable_rows, variables)}
+    targets = {id(target.variable): target for target in resolve_targets(trainable_rows, variables)}
     return [
-        _masked(gradient, rows_of[id(variable)]) if id(variable) in rows_of else gradient
+        _masked(gradient, targets[id(variable)]) if id(variable) in targets else gradient
         for gradient, variable in zip(gradients, variables, strict=True)
     ]
 
 
-def _masked(gradient: Gradient, rows: Rows) -> Gradient:
+def _masked(gradient: Gradient, target: Target) -> Gradient:
     if gradient is None:
         return None
-    mask = tf.constant(rows.mask)
-    if isinstance(gradient, tf.IndexedSlices):
-        kept = tf.gather(mask, gradient.indices)
-        return tf.IndexedSlices(
-            tf.boolean_mask(gradient.values, kept),
-            tf.boolean_mask(gradient.indices, kept),
-            gradient.dense_shape,
-        )
-    mask = tf.reshape(mask, [-1] + [1] * (len(gradient.shape) - 1))
-    return tf.where(mask, gradient, tf.zeros_like(gradient))
+    mask = tf.constant(target.rows.mask)
+    if not isinstance(gradient, tf.IndexedSlices):
+        return _where(mask, gradient, target.axis)
+    values, indices = gradient.values, gradient.indices
+    if target.axis:
+        return tf.IndexedSlices(_where(mask, values, target.axis), indices, gradient.dense_shape)
+    kept = tf.gather(mask, indices)
+    return tf.IndexedSlices(
+        tf.boolean_mask(values, kept), tf.boolean_mask(indices, kept), gradient.dense_shape
+    )
+
+
+def _where(mask: tf.Tensor, values: tf.Tensor, axis: int) -> tf.Tensor:
+    """`values` where `mask`, which lies along `axis`, is true, and zeros elsewhere."""
+    mask = tf.reshape(mask, [-1] + [1] * (len(values.shape) - 1 - axis))
+    return tf.where(mask, values, tf.zeros_like(values))

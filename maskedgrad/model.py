@@ -1,6 +1,8 @@
 """`MaskedModel` and `MaskedTrainStep`: a `train_step` that masks gradients."""
 
 import functools
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -67,6 +69,21 @@ class MaskedTrainStep(_Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def fit(self, *args, **kwargs):
+        """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""
+        _check_callbacks(super().fit, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """`keras.Model.evaluate`. Refuses callbacks that do nothing for a masked table."""
+        _check_callbacks(super().evaluate, args, kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """`keras.Model.predict`. Refuses callbacks that do nothing for a masked table."""
+        _check_callbacks(super().predict, args, kwargs)
+        return super().predict(*args, **kwargs)
 
     def train_step(self, data):
         """One step of training. Called by `fit` and `train_on_batch`.
@@ -145,6 +162,19 @@ class MaskedModel(MaskedTrainStep, keras.Model):
 @keras.saving.register_keras_serializable(package="maskedgrad")
 class MaskedFunctional(MaskedModel):
     """What `MaskedModel(inputs, outputs)` makes, as `keras.Model` makes a functional model."""
+
+
+def _check_callbacks(
+    method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    callbacks = inspect.signature(method).bind(*args, **kwargs).arguments.get("callbacks")
+    for callback in getattr(callbacks, "callbacks", callbacks) or []:
+        if type(callback) is keras.callbacks.SwapEMAWeights:
+            raise ValueError(
+                "`keras.callbacks.SwapEMAWeights` swaps the variables that the optimizer holds, "
+                "and a masked table is not among them. Received: that callback. Use "
+                "`maskedgrad.callbacks.SwapEMAWeights`, which swaps the table's rows too."
+            )
 
 
 def _are_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -5,27 +5,34 @@ the inner optimizer work on that, and scatters the rows back. The inner
 optimizer never sees a frozen row, so it cannot move one.
 """
 
+import contextlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import read_sparsely, reads_sparsely
+from maskedgrad.compact import MaskedTable, read_sparsely, reads_sparsely
 from maskedgrad.gradients import Gradient
 from maskedgrad.plan import Plan, outside_of_graphs, trace_again
-from maskedgrad.rows import (
-    Rows,
+from maskedgrad.rates import (
+    check_row_learning_rates,
+    decode_row_learning_rates,
+    encode_row_learning_rates,
+    with_learning_rates,
+)
+from maskedgrad.rows import Rows
+from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
+from maskedgrad.targets import (
+    AlongAxis,
     Target,
+    built_variables,
     check_trainable_rows,
     decode_trainable_rows,
     encode_trainable_rows,
-    resolve_targets,
-    table_of,
 )
-from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
 
 
 @keras.saving.register_keras_serializable(package="maskedgrad")
@@ -45,10 +52,16 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             built, or any identifier that `keras.optimizers.get` takes.
         trainable_rows: a mapping from target to rows. A target is a layer
             that owns one table, built or not, or the path of a variable:
-            exact, or else a regular expression that matches whole paths.
-            Rows are ids, a boolean mask, a `range`, a `slice` or a
-            `maskedgrad.Rows`.
+            exact, or else a regular expression that matches whole paths; or a
+            `maskedgrad.AlongAxis` of these, where rows lie along another axis
+            than the first. Rows are ids, a boolean mask, a `range`, a `slice`
+            or a `maskedgrad.Rows`.
         name: string, the name of the optimizer.
+        row_learning_rates: an optional mapping from target to multipliers of
+            the learning rate by rows: a mapping from multiplier to rows, such
+            as `{0.1: ids}`, or an array of shape `(V,)`. A row that is not
+            named has 1. A row of multiplier m moves in each step by m times
+            what the inner optimizer would have moved it by; one of 0 is frozen.
 
     Raises:
         TypeError: `inner_optimizer` is not a Keras 3 optimizer, or a target
@@ -70,24 +83,36 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     inner_optimizer: Any = None
 
-    def __init__(self, inner_optimizer: Any, trainable_rows: Mapping[Any, Any], name=None):
+    def __init__(
+        self,
+        inner_optimizer: Any,
+        trainable_rows: Mapping[Any, Any],
+        name=None,
+        row_learning_rates: Mapping[Any, Any] | None = None,
+    ):
         _check_backend()
         inner_optimizer = _checked_inner_optimizer(inner_optimizer)
         check_trainable_rows(trainable_rows)
+        rates = check_row_learning_rates(row_learning_rates)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         # The function that builds the optimizer looks up first, and must read sparsely too.
         for target in trainable_rows:
-            if isinstance(target, keras.Layer) and target.built:
-                read_sparsely(table_of(target))
-        self._plan = Plan(dict(trainable_rows))
+            for table in built_variables(target):
+                read_sparsely(table)
+        self._plan = Plan(dict(trainable_rows), rates)
 
     @property
     def trainable_rows(self) -> dict[Any, Any]:
         """The rows of each table: by path once built, and before as given."""
         self._finish_loading()
         if self.built:
-            return {table.variable.path: table.rows for table in self._plan.tables}
+            return {
+                AlongAxis(table.variable.path, table.axis)
+                if table.axis
+                else table.variable.path: table.rows
+                for table in self._plan.tables
+            }
         return dict(self._plan.trainable_rows)
 
     def set_trainable_rows(self, trainable_rows: Mapping[Any, Any]) -> None:
@@ -123,15 +148,12 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             self._plan.trainable_rows = dict(trainable_rows)
             return
-        targets = resolve_targets(trainable_rows, self._plan.variables)
-        named = [target.variable for target in targets]
-        masked = [table.variable for table in self._plan.tables]
-        if [id(variable) for variable in named] != [id(variable) for variable in masked]:
+        targets = self._plan.resolve(trainable_rows, self._plan.variables)
+        if _tables_of(targets) != _tables_of(self._plan.tables):
             raise ValueError(
                 "`trainable_rows` must name the tables that have trainable rows now, since a "
-                "table that is not named trains whole. "
-                f"Expected: {[variable.path for variable in masked]}. "
-                f"Received: {[variable.path for variable in named]}"
+                "table that is not named trains whole, and along the same axes. "
+                f"Expected: {_listed(self._plan.tables)}. Received: {_listed(targets)}"
             )
         outside_of_graphs(lambda: self._change_rows(targets))
 
@@ -154,7 +176,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        targets = resolve_targets(self._plan.trainable_rows, variables)
+        targets = self._plan.resolve(self._plan.trainable_rows, variables)
         _check_unbuilt(self.inner_optimizer)
         was_read_densely = not all(reads_sparsely(target.variable) for target in targets)
         outside_of_graphs(lambda: self._build(targets, variables))
@@ -171,7 +193,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             TypeError, ValueError: as `build` does.
         """
         if not self.built:
-            for target in resolve_targets(self._plan.trainable_rows, list(variables)):
+            for target in self._plan.resolve(self._plan.trainable_rows, list(variables)):
                 read_sparsely(target.variable)
 
     def _build(self, targets: list[Target], variables: list[keras.Variable]) -> None:
@@ -216,7 +238,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         with tf.control_dependencies(self._plan.check_current()):
             self._plan.gather()
             self.inner_optimizer.apply(grads, variables)
-            self._plan.scatter()
+            self._plan.scatter_step()
 
     def apply_gradients(self, grads_and_vars) -> Any:
         """`apply` for pairs of gradient and variable. Returns `iterations`."""
@@ -245,9 +267,19 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Lets the inner optimizer set final values, of trainable rows only."""
+        with self.gathered_rows():
+            self.inner_optimizer.finalize_variable_values(self._plan.compact_variables(var_list))
+
+    @contextlib.contextmanager
+    def gathered_rows(self) -> Iterator[None]:
+        """A context in which the inner optimizer's variables hold the trainable rows.
+
+        For what assigns the variables of an optimizer between steps, as
+        `callbacks.SwapEMAWeights` does: the rows go back to the tables after it.
+        """
         self._finish_loading()
         self._plan.gather()
-        self.inner_optimizer.finalize_variable_values(self._plan.compact_variables(var_list))
+        yield
         self._plan.scatter()
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None) -> None:
@@ -324,6 +356,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "trainable_rows": encode_trainable_rows(self._plan.saved_rows()),
+            "row_learning_rates": encode_row_learning_rates(self._plan.saved_learning_rates()),
         }
 
     @classmethod
@@ -335,6 +368,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             ),
             decode_trainable_rows(config["trainable_rows"]),
             name=config["name"],
+            row_learning_rates=decode_row_learning_rates(config.get("row_learning_rates", [])),
         )
 
     def save_own_variables(self, store) -> None:
@@ -378,6 +412,14 @@ def masked_optimizer_in(optimizer: Any) -> Any:
     while optimizer is not None and not isinstance(optimizer, MaskedOptimizer):
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return optimizer
+
+
+def _tables_of(targets: Sequence[Target | MaskedTable]) -> list[tuple[int, int]]:
+    return [(id(target.variable), target.axis) for target in targets]
+
+
+def _listed(targets: Sequence[Target | MaskedTable]) -> str:
+    return ", ".join(f"{target.variable.path!r} axis {target.axis}" for target in targets)
 
 
 def _check_backend() -> None:

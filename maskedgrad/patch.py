@@ -14,7 +14,7 @@ import numpy as np
 from maskedgrad.optimizer import masked_optimizer_in
 from maskedgrad.patch_file import FilePath, checksum, read_patch_file, write_patch_file
 from maskedgrad.placement import AppliedRowPatch, Placement, revert
-from maskedgrad.rows import Rows, resolve_targets
+from maskedgrad.rows import Rows
 from maskedgrad.table_patch import (
     TablePatch,
     check_base,
@@ -24,6 +24,7 @@ from maskedgrad.table_patch import (
     read_rows,
     variable_at,
 )
+from maskedgrad.targets import Target, resolve_targets
 
 
 class RowPatch:
@@ -82,8 +83,9 @@ class RowPatch:
 
         Raises:
             TypeError: `original` is no `RowPatch`.
-            ValueError: the model is not built or has no `MaskedOptimizer`; or
-                `original` is of other rows, or of other frozen rows.
+            ValueError: the model is not built or has no `MaskedOptimizer`; it
+                trains rows along another axis than the first; or `original`
+                is of other rows, or of other frozen rows.
 
         Example:
 
@@ -100,6 +102,8 @@ class RowPatch:
                 "`model` must be compiled with a `MaskedOptimizer`, which says which rows train. "
                 f"Received: a model with optimizer={getattr(model, 'optimizer', None)!r}"
             )
+        targets = resolve_targets(optimizer.trainable_rows, model.trainable_variables)
+        _check_first_axis(targets)
         patch = cls(
             *(
                 TablePatch(
@@ -109,7 +113,7 @@ class RowPatch:
                     original=None,
                     digest=frozen_digest(target.variable, target.rows),
                 )
-                for target in resolve_targets(optimizer.trainable_rows, model.trainable_variables)
+                for target in targets
             )
         )
         return patch if original is None else _with_original(patch, original)
@@ -290,6 +294,16 @@ class RowPatch:
     def __repr__(self) -> str:
         rows = {path: table.rows for path, table in self.tables.items()}
         return f"RowPatch({rows})"
+
+
+def _check_first_axis(targets: list[Target]) -> None:
+    for target in targets:
+        if target.axis:
+            raise ValueError(
+                "A row patch holds rows along the first axis. Received: a model that trains "
+                f"{target.variable.path!r} along axis {target.axis}. Save the weights of the "
+                "model: `model.save_weights(path)`."
+            )
 
 
 def _with_original(patch: RowPatch, original: RowPatch) -> RowPatch:

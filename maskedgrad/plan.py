@@ -1,6 +1,6 @@
 """What an optimizer masks: its tables, and what is done with all of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 
 from maskedgrad.compact import MaskedTable, read_sparsely
-from maskedgrad.rows import SavedTarget, Target
+from maskedgrad.rates import with_learning_rates
 from maskedgrad.slots import nested_optimizers
+from maskedgrad.targets import SavedTarget, Target, resolve_targets
 
 
 class Plan:
@@ -19,8 +20,9 @@ class Plan:
     optimizer holds as an attribute for a part of the optimizer's state.
     """
 
-    def __init__(self, trainable_rows: dict[Any, Any]):
+    def __init__(self, trainable_rows: dict[Any, Any], row_learning_rates: dict[Any, Any]):
         self.trainable_rows = trainable_rows
+        self.row_learning_rates = row_learning_rates
         self.strategy = tf.distribute.get_strategy()
         self.decay_exclusions: tuple[list[Any], list[str]] | None = None
         self.variables: list[keras.Variable] = []
@@ -28,6 +30,18 @@ class Plan:
         self.rows_after_loading: dict[Any, Any] | None = None
         self.is_current: tf.Variable | None = None
         self.num_changes = 0
+
+    def resolve(
+        self, trainable_rows: Mapping[Any, Any], variables: Sequence[keras.Variable]
+    ) -> list[Target]:
+        """The tables that `trainable_rows` names, with what trains of them and how fast.
+
+        Raises:
+            TypeError, ValueError: that, or `row_learning_rates`, does not fit
+                `variables`.
+        """
+        targets = resolve_targets(trainable_rows, variables)
+        return with_learning_rates(targets, self.row_learning_rates, variables)
 
     def set_tables(self, targets: Sequence[Target], variables: list[keras.Variable]) -> None:
         """Takes the tables of `targets` for what is masked among `variables` from now on."""
@@ -78,8 +92,19 @@ class Plan:
             return self.trainable_rows
         place = {id(variable): place for place, variable in enumerate(self.variables)}
         return {
-            SavedTarget(table.variable.path, place[id(table.variable)]): table.rows
+            SavedTarget(table.variable.path, place[id(table.variable)], table.axis): table.rows
             for table in self.tables
+        }
+
+    def saved_learning_rates(self) -> dict[Any, Any]:
+        """`row_learning_rates`, by what names a table in a model that is loaded."""
+        if not self.tables or not self.row_learning_rates:
+            return self.row_learning_rates
+        place = {id(variable): place for place, variable in enumerate(self.variables)}
+        return {
+            SavedTarget(target.variable.path, place[id(target.variable)], target.axis): rates
+            for given, rates in self.row_learning_rates.items()
+            for target in resolve_targets({given: slice(None)}, self.variables)
         }
 
     def gather(self) -> None:
@@ -89,6 +114,10 @@ class Plan:
     def scatter(self) -> None:
         """Copies the trainable rows of every table back from its compact variable."""
         self._for_each_table(MaskedTable.scatter)
+
+    def scatter_step(self) -> None:
+        """Moves the trainable rows of every table by their shares of the inner optimizer's step."""
+        self._for_each_table(MaskedTable.scatter_step)
 
     def _for_each_table(
         self, update: Callable[[MaskedTable, tf.distribute.Strategy], None]

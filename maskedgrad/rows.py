@@ -1,10 +1,8 @@
-"""Which rows train: `Rows`, and resolving targets to variables."""
+"""`Rows`: a set of row ids of a table."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import keras
 import numpy as np
 
 from maskedgrad.vocabulary import ids_by_word, row_ids
@@ -153,25 +151,6 @@ class Rows:
         return f"Rows({text!r}, num_rows={self._num_rows})"
 
 
-class Target(NamedTuple):
-    """A table and the rows of it that train."""
-
-    variable: keras.Variable
-    rows: Rows
-
-
-class SavedTarget(NamedTuple):
-    """A target as a config names it.
-
-    The path of a variable holds names that Keras makes up, and they may differ
-    in a model that is made again. Its place among the trainable variables does
-    not, and Keras restores the state of an optimizer by place too.
-    """
-
-    path: str
-    place: int
-
-
 def canonical(rows: Any) -> "slice | np.ndarray | Rows":
     """`rows` validated as far as that goes without the length of the table.
 
@@ -188,7 +167,7 @@ def canonical(rows: Any) -> "slice | np.ndarray | Rows":
     if array.ndim != 1:
         raise ValueError(
             "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
-            f"Received an array of shape {array.shape}: {_shorten(rows)}"
+            f"Received an array of shape {array.shape}: {shorten(rows)}"
         )
     if array.dtype == bool:
         return array
@@ -197,143 +176,27 @@ def canonical(rows: Any) -> "slice | np.ndarray | Rows":
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(
             "Row ids must be integers, and a mask must be boolean. "
-            f"Received dtype {array.dtype}: {_shorten(rows)}. "
+            f"Received dtype {array.dtype}: {shorten(rows)}. "
             "Words become ids by their place in the vocabulary; "
             "ids that were read as floats, by `ids.astype(int)`."
         )
     if array.min() < 0:
         raise ValueError(
-            f"Row ids must not be negative. Received: {_shorten(array[array < 0])}. "
+            f"Row ids must not be negative. Received: {shorten(array[array < 0])}. "
             "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
         )
     ids, counts = np.unique(array.astype(np.int64), return_counts=True)
     if len(ids) != len(array):
         raise ValueError(
             "Row ids must not be repeated. "
-            f"Received more than once: {_shorten(ids[counts > 1])}. "
+            f"Received more than once: {shorten(ids[counts > 1])}. "
             "Use `numpy.unique(ids)` if that is intended."
         )
     return ids
 
 
-def resolve_targets(
-    trainable_rows: Mapping[Any, Any], variables: Sequence[keras.Variable]
-) -> list[Target]:
-    """The tables that `trainable_rows` names among `variables`, with their rows.
-
-    Args:
-        trainable_rows: a mapping from target to rows. A target is a layer that
-            owns one table, or the path of a variable: exact, or else a regular
-            expression that matches whole paths, as for
-            `keras.optimizers.OptimizerMap`. Rows are what `Rows` takes.
-        variables: the trainable variables among which the tables are.
-
-    Returns:
-        A list of `Target`, in the order of `variables`.
-
-    Raises:
-        TypeError: a target or its rows are of another type.
-        ValueError: a target names no variable, or one that cannot have rows
-            or does not train; two targets name the same variable; a target
-            selects no row; or the rows do not fit the table.
-    """
-    _check_mapping(trainable_rows)
-    variables = [v for v in variables if isinstance(v, keras.Variable)]
-    found: dict[int, tuple[Any, Target]] = {}
-    for target, rows in trainable_rows.items():
-        for variable in _variables_of(target, variables):
-            if id(variable) in found:
-                raise ValueError(
-                    f"Two targets name the variable {variable.path!r}: "
-                    f"{describe(found[id(variable)][0])} and {describe(target)}. "
-                    "Join their rows under one target."
-                )
-            found[id(variable)] = target, Target(variable, _rows_of(target, variable, rows))
-    return [found[id(v)][1] for v in variables if id(v) in found]
-
-
-def check_trainable_rows(trainable_rows: Mapping[Any, Any]) -> None:
-    """Raises what can be known to be wrong before the optimizer is built."""
-    _check_mapping(trainable_rows)
-    for target, rows in trainable_rows.items():
-        if isinstance(target, keras.Layer):
-            if target.built:
-                _rows_of(target, table_of(target), rows)
-                continue
-        elif not isinstance(target, (str, SavedTarget)):
-            raise TypeError(
-                "A target must be a layer or the path of a variable. "
-                f"Received: {describe(target)}. A variable is named by its path: `variable.path`."
-            )
-        canonical(rows)
-
-
-def table_of(layer: keras.Layer) -> keras.Variable:
-    """The one table that a built layer owns and trains."""
-    if getattr(layer, "lora_enabled", False):
-        raise ValueError(
-            f"{_capitalized(describe(layer))} has LoRA enabled, so its table does not train. "
-            "Use either LoRA or trainable rows for one layer."
-        )
-    if layer.dtype_policy.quantization_mode is not None:
-        raise ValueError(
-            f"{_capitalized(describe(layer))} is quantized, so its table does not train. "
-            "Train the rows first and quantize the model afterwards."
-        )
-    variables = layer.trainable_variables or layer.weights
-    if len(variables) != 1:
-        raise ValueError(
-            f"A layer that is a target must own one table. {_capitalized(describe(layer))} owns "
-            f"{len(variables)} variables{_listing(variables)}Name the table by its path."
-        )
-    if not layer.trainable_variables:
-        raise ValueError(
-            f"The table of {describe(layer)} does not train. "
-            "Set `layer.trainable = True`: only the trainable rows will move."
-        )
-    return variables[0]
-
-
-def describe(target: Any) -> str:
-    """How error messages name a target."""
-    if isinstance(target, keras.Layer):
-        return f"the layer {target.name!r}"
-    return repr(target)
-
-
-def encode_trainable_rows(trainable_rows: Mapping[Any, Any]) -> dict[str, Any]:
-    """`trainable_rows` as a JSON value, by path. See `decode_trainable_rows`."""
-    config: dict[str, Any] = {}
-    for target, rows in trainable_rows.items():
-        encoded = _encode_rows(rows)
-        if isinstance(target, SavedTarget):
-            path, encoded["place"] = target
-        elif isinstance(target, keras.Layer):
-            path = _path_of_table(target)
-        else:
-            path = target
-        if path in config:
-            raise ValueError(
-                "Tables of one path cannot be told apart in a config. "
-                f"Received: two tables of the path {path!r}. Give their layers different names."
-            )
-        config[path] = encoded
-    return config
-
-
-def decode_trainable_rows(config: Mapping[str, Any]) -> dict[Any, Any]:
-    """The inverse of `encode_trainable_rows`."""
-    return {
-        SavedTarget(path, rows["place"]) if "place" in rows else path: _decode_rows(rows)
-        for path, rows in config.items()
-    }
-
-
-def _path_of_table(layer: keras.Layer) -> str:
-    return table_of(layer).path if layer.built else f"(.*/)?{re.escape(layer.name)}/[^/]+"
-
-
-def _encode_rows(rows: Any) -> dict[str, Any]:
+def encode_rows(rows: Any) -> dict[str, Any]:
+    """Rows in any form as a JSON value. See `decode_rows`."""
     rows = canonical(rows)
     if isinstance(rows, Rows):
         return rows.get_config()
@@ -345,7 +208,8 @@ def _encode_rows(rows: Any) -> dict[str, Any]:
     return {"rows": _to_text(rows)}
 
 
-def _decode_rows(config: Mapping[str, Any]) -> Any:
+def decode_rows(config: Mapping[str, Any]) -> Any:
+    """The inverse of `encode_rows`."""
     if "num_rows" in config:
         return Rows.from_config(config)
     return _from_text(config["rows"])
@@ -363,7 +227,7 @@ def _ids(rows: "slice | np.ndarray | Rows", num_rows: int) -> np.ndarray:
     if len(rows) and rows[-1] >= num_rows:
         raise ValueError(
             f"Row ids must be below {num_rows}, the number of rows of the table. "
-            f"Received: {_shorten(rows[rows >= num_rows])}"
+            f"Received: {shorten(rows[rows >= num_rows])}"
         )
     return rows
 
@@ -372,104 +236,29 @@ def _to_array(rows: Any) -> np.ndarray:
     if isinstance(rows, (str, bytes, Mapping, set, frozenset)) or rows is None:
         raise TypeError(
             "Rows must be a sequence of ids, a boolean mask, a `range`, a `slice` or a `Rows`. "
-            f"Received: {_shorten(rows)}"
+            f"Received: {shorten(rows)}"
         )
     try:
         return np.asarray(rows)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise TypeError(f"Rows must be known numbers. Received: {_shorten(rows)}") from error
+        raise TypeError(f"Rows must be known numbers. Received: {shorten(rows)}") from error
 
 
-def _rows_of(target: Any, variable: keras.Variable, rows: Any) -> Rows:
-    if len(variable.shape) == 0:
-        raise ValueError(
-            f"{_capitalized(describe(target))} names {variable.path!r}, "
-            "which is a scalar and has no rows."
-        )
-    try:
-        resolved = Rows(rows, variable.shape[0])
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"The rows given for {describe(target)}: {error}") from error
-    if not len(resolved):
-        raise ValueError(
-            f"{_capitalized(describe(target))} is given no row at all. Received: {_shorten(rows)}. "
-            "To freeze a whole table set `trainable = False` on its layer."
-        )
-    return resolved
-
-
-def _variables_of(target: Any, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    if isinstance(target, keras.Layer):
-        return [_table_among(target, variables)]
-    path, place = target if isinstance(target, SavedTarget) else (target, None)
-    matches = [v for v in variables if v.path == path]
-    if place is not None and len(matches) != 1:
-        matches = list(variables[place : place + 1])
-    elif not matches:
-        matches = _matching(path, variables)
-    if not matches:
-        raise ValueError(
-            f"The target {path!r} matches none of the variables that are trained"
-            f"{_listing(variables)}A variable of a frozen layer is not among them."
-        )
-    return matches
-
-
-def _table_among(layer: keras.Layer, variables: Sequence[keras.Variable]) -> keras.Variable:
-    if not layer.built:
-        raise ValueError(
-            f"{_capitalized(describe(layer))} is not built, so it is not part of what is trained. "
-            "Is it the layer that the model uses?"
-        )
-    table = table_of(layer)
-    if not any(v is table for v in variables):
-        raise ValueError(
-            f"The table of {describe(layer)}, {table.path!r}, is not among the variables "
-            f"that are trained{_listing(variables)}Is it the layer that the model uses, "
-            "and is every layer and model around it trainable?"
-        )
-    return table
-
-
-def _matching(pattern: str, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    try:
-        return [v for v in variables if re.fullmatch(pattern, v.path)]
-    except re.error as error:
-        raise ValueError(
-            f"{pattern!r} is neither the path of a variable nor a regular expression "
-            f"({error}). The paths are{_listing(variables)}"
-        ) from error
-
-
-def _check_mapping(trainable_rows: Any) -> None:
-    if not isinstance(trainable_rows, Mapping):
-        raise TypeError(
-            "`trainable_rows` must be a mapping from target to rows, such as "
-            f"`{{embedding_layer: [3, 7]}}`. Received: {_shorten(trainable_rows)}"
-        )
-    if not trainable_rows:
-        raise ValueError("`trainable_rows` must name at least one table. Received: {}")
-
-
-def _capitalized(text: str) -> str:
+def capitalized(text: str) -> str:
+    """The text as it begins a sentence."""
     return text[0].upper() + text[1:]
 
 
 def _check_length(what: str, length: int, num_rows: int) -> None:
     if length != num_rows:
         raise ValueError(
-            f"{_capitalized(what)} must be of the length of the table, {num_rows}. "
+            f"{capitalized(what)} must be of the length of the table, {num_rows}. "
             f"Received: {what} of length {length}"
         )
 
 
-def _listing(variables: Sequence[keras.Variable]) -> str:
-    if not variables:
-        return ". "
-    return ":\n" + "".join(f"  {v.path}  {tuple(v.shape)}\n" for v in variables)
-
-
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """How error messages show a value."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

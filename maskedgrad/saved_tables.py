@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from maskedgrad.rows import Rows, SavedTarget, decode_trainable_rows
+from maskedgrad.rows import Rows
+from maskedgrad.targets import SavedTarget, decode_trainable_rows
 
 WEIGHTS_FILE = "model.weights.h5"
 
@@ -189,7 +190,10 @@ def _reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
 
 
 def _trainable_rows(config: Mapping[str, Any]) -> dict[str, Rows]:
-    """By path, what the model's `MaskedOptimizer` trains; nothing before it is built."""
+    """By path, what the model's `MaskedOptimizer` trains; nothing before it is built.
+
+    Rows along another axis than the first are no rows of a table of vectors.
+    """
     optimizer = (config.get("compile_config") or {}).get("optimizer")
     while isinstance(optimizer, dict) and optimizer.get("class_name") != "MaskedOptimizer":
         optimizer = optimizer.get("config", {}).get("inner_optimizer")
@@ -197,5 +201,7 @@ def _trainable_rows(config: Mapping[str, Any]) -> dict[str, Rows]:
         return {}
     targets = decode_trainable_rows(optimizer["config"]["trainable_rows"])
     return {
-        target.path: rows for target, rows in targets.items() if isinstance(target, SavedTarget)
+        target.path: rows
+        for target, rows in targets.items()
+        if isinstance(target, SavedTarget) and target.axis == 0
     }

@@ -85,7 +85,12 @@ def row_axes(
     def shapes(more: int) -> list[tuple[int, ...]]:
         clone = clone_optimizer(optimizer)
         clone.build(
-            [_small(v, 2 * place[id(v)] + more if id(v) in place else 1) for v in variables]
+            [
+                _small(v, 2 * place[id(v)] + more, tables[place[id(v)]].axis)
+                if id(v) in place
+                else _small(v, 1, 0)
+                for v in variables
+            ]
         )
         return [tuple(variable.shape) for variable in clone.variables]
 
@@ -103,8 +108,8 @@ def row_axes(
     ]
 
 
-def _small(variable: keras.Variable, num_rows: int) -> keras.Variable:
-    shape = [num_rows, *[1] * (len(variable.shape) - 1)] if len(variable.shape) else []
+def _small(variable: keras.Variable, num_rows: int, axis: int) -> keras.Variable:
+    shape = [num_rows if place == axis else 1 for place in range(len(variable.shape))]
     return StandIn(variable, tf.zeros(shape, variable.dtype))
 
 

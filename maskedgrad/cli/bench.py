@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("batch", 64, "texts in a batch"),
         ("length", 100, "tokens in a text"),
         ("trainable", 100, "rows that train"),
-        ("rounds", 3, "times that each case is measured"),
+        ("rounds", 5, "times that each case is measured"),
         ("steps-per-execution", 1, "steps that Keras makes in one call"),
     ]:
         parser.add_argument(

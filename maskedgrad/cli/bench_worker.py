@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.cli.bench_work import (
-    UNTIMED_STEPS,
     Case,
     Measurement,
     PeakMemory,
@@ -25,10 +24,9 @@ from maskedgrad.cli.bench_work import (
     trainable_ids,
     work,
 )
-from maskedgrad.cli.recipes import RECIPES, Recipe, StepTimes, optimizer_bytes
+from maskedgrad.cli.recipes import RECIPES, Recipe, StepTimes
 from maskedgrad.optimizer import MaskedOptimizer
-
-INFERENCE_BATCHES = 50
+from maskedgrad.summary import state_bytes
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +55,7 @@ def measure(case: Case) -> Measurement:
         evaluate_before=before[1],
         evaluate_after=after[1],
         peak_bytes=peak_bytes,
-        state_bytes=optimizer_bytes(recipe.model),
+        state_bytes=state_bytes(recipe.model.optimizer),
         replica_bytes=gradients.bytes,
         changed_rows=changed_rows(matrix, recipe.table(), case),
     )
@@ -118,11 +116,16 @@ def inference_times(
     if case.model == "tied":
         # `predict` would hold a score of every word for every text.
         return None, None
-    predict, evaluate = InferenceTimes(), InferenceTimes()
-    options = {"steps": INFERENCE_BATCHES * case.steps_per_execution, "verbose": 0}
-    model.predict(batches, callbacks=[predict], **options)
-    model.evaluate(batches, callbacks=[evaluate], **options)
-    return predict.median(), evaluate.median()
+
+    def times_of(run: Callable[..., Any]) -> Callable[[int], list[float]]:
+        def times(count: int) -> list[float]:
+            calls = InferenceTimes()
+            run(batches, steps=count * case.steps_per_execution, callbacks=[calls], verbose=0)
+            return calls.seconds
+
+        return times
+
+    return median_time(times_of(model.predict)), median_time(times_of(model.evaluate))
 
 
 class InferenceTimes(keras.callbacks.Callback):
@@ -143,10 +146,6 @@ class InferenceTimes(keras.callbacks.Callback):
 
     on_test_batch_begin = on_predict_batch_begin
     on_test_batch_end = on_predict_batch_end
-
-    def median(self) -> float:
-        """The median in seconds, without what TensorFlow traces."""
-        return float(np.median(self.seconds[UNTIMED_STEPS:]))
 
 
 class GradientBytes:

@@ -29,9 +29,8 @@ from maskedgrad.cli.recipes import (
     Head,
     StepTimes,
     frozen_change,
-    optimizer_bytes,
-    trainable_parameters,
 )
+from maskedgrad.summary import count_parameters, state_bytes
 
 WAYS = ["table frozen", "table trainable", "two-layer recipe", "gradient times mask", "maskedgrad"]
 BATCH_SIZE = 32
@@ -176,9 +175,9 @@ def train(
     moves = (table - task.matrix)[task.special_ids]
     return Outcome(
         accuracies=history.history["val_accuracy"],
-        trainable_parameters=trainable_parameters(recipe.model),
+        trainable_parameters=count_parameters(recipe.model).trainable.parameters,
         step_seconds=step_times.median(skip=UNTIMED_STEPS),
-        optimizer_bytes=optimizer_bytes(recipe.model),
+        optimizer_bytes=state_bytes(recipe.model.optimizer),
         change=frozen_change(task.matrix, table, task.special_ids),
         symbol_distances=np.linalg.norm(moves, axis=1).tolist(),
         table=table,

@@ -3,7 +3,6 @@
 For comparison only: the demo and the benchmark run them on the same work.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -195,51 +194,6 @@ def frozen_change(before: np.ndarray, after: np.ndarray, trainable_ids: Ids) -> 
     before, after = before[frozen], after[frozen]
     changed = (before.view("uint32") != after.view("uint32")).any(axis=1)
     return Change(int(changed.sum()), float(np.abs(after - before).max(initial=0.0)))
-
-
-def optimizer_bytes(model: keras.Model) -> int:
-    """The memory that the variables of an optimizer take, in bytes.
-
-    Args:
-        model: a model whose optimizer is built.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
-    >>> model.compile("adam", loss="mse")
-    >>> model.optimizer.build(model.trainable_variables)
-    >>> optimizer_bytes(model)  # two moments of two weights, a counter and a learning rate
-    28
-    """
-    return sum(
-        math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
-        for variable in model.optimizer.variables
-    )
-
-
-def trainable_parameters(model: keras.Model) -> int:
-    """How many numbers the optimizer of a model trains.
-
-    Args:
-        model: a model whose optimizer is built. Of a table that a
-            `MaskedOptimizer` masks, the trainable rows count.
-
-    Example:
-
-    >>> words = keras.layers.Embedding(5, 2)
-    >>> model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
-    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
-    >>> model.optimizer.build(model.trainable_variables)
-    >>> trainable_parameters(model)
-    4
-    """
-    rows = getattr(model.optimizer, "trainable_rows", {})
-    return sum(
-        len(rows[variable.path]) * math.prod(variable.shape[1:])
-        if variable.path in rows
-        else math.prod(variable.shape)
-        for variable in model.trainable_variables
-    )
 
 
 class GradientTimesMask(keras.Model):

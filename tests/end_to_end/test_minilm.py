@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from maskedgrad import MaskedModel, MaskedOptimizer, Rows
+from maskedgrad import MaskedModel, MaskedOptimizer, Rows, pretrained_embedding
 from maskedgrad.extension import extend
 from maskedgrad.vectors import load_vectors
 from maskedgrad.vocabulary import row_ids
@@ -74,8 +74,7 @@ def test_three_new_tokens_learn_and_every_other_row_keeps_its_bits(vocabulary, m
     words = sorted(vocabulary, key=vocabulary.get)
     ids_of = {**vocabulary, **{word: len(vocabulary) + i for i, word in enumerate(EXAMPLES)}}
 
-    tokens = keras.layers.Embedding(*matrix.shape, weights=[matrix], mask_zero=True, name="tokens")
-    tokens.build(None)
+    tokens = pretrained_embedding(matrix, mask_zero=True, name="tokens")
     tokens, new = extend(tokens, list(EXAMPLES), "mean")
     assert new == Rows(row_ids(list(EXAMPLES), ids_of), num_rows=30525)
 

@@ -1,0 +1,151 @@
+"""Learning rates by rows: which multiplier each trainable row has."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from maskedgrad.rows import Rows, canonical, shorten
+from maskedgrad.targets import (
+    Target,
+    check_trainable_rows,
+    decode_trainable_rows,
+    describe,
+    encode_trainable_rows,
+    resolve_targets,
+)
+
+
+def check_row_learning_rates(row_learning_rates: Any) -> dict[Any, Any]:
+    """`row_learning_rates` as a dictionary, once what can be known to be wrong has been raised."""
+    if row_learning_rates is None:
+        return {}
+    if not isinstance(row_learning_rates, Mapping):
+        raise TypeError(
+            "`row_learning_rates` must be a mapping from target to multipliers, such as "
+            f"`{{embedding_layer: {{0.1: [3, 7]}}}}`. Received: {shorten(row_learning_rates)}"
+        )
+    for target, rates in row_learning_rates.items():
+        for rate, rows in _groups(target, rates):
+            _check_rate(target, rate)
+            check_trainable_rows({target: rows})
+    return dict(row_learning_rates)
+
+
+def with_learning_rates(
+    targets: Sequence[Target],
+    row_learning_rates: Mapping[Any, Any],
+    variables: Sequence[keras.Variable],
+) -> list[Target]:
+    """The same targets with the multipliers of their rows, and without the rows of multiplier 0.
+
+    Args:
+        targets: what `resolve_targets` returns.
+        row_learning_rates: a mapping from target to multipliers, as
+            `MaskedOptimizer` takes it.
+        variables: the variables among which the tables are.
+
+    Raises:
+        TypeError: the multipliers are of another type.
+        ValueError: a row is given two multipliers, a target names a table
+            that is not among `targets`, or no row is left that trains.
+    """
+    rates_of: dict[int, np.ndarray] = {}
+    masked = {id(target.variable): target for target in targets}
+    for given, rates in row_learning_rates.items():
+        for target in resolve_targets({given: slice(None)}, variables):
+            variable, axis = target.variable, target.axis
+            if id(variable) not in masked or masked[id(variable)].axis != axis:
+                raise ValueError(
+                    "`row_learning_rates` must name tables that `trainable_rows` names. Received: "
+                    f"{describe(given)}, which is {variable.path!r}. Rows of a table that trains "
+                    "whole are named by `slice(None)`."
+                )
+            rates_of[id(variable)] = _multipliers(given, rates, variable.shape[axis])
+    return [
+        _with_rates(target, rates_of[id(target.variable)])
+        if id(target.variable) in rates_of
+        else target
+        for target in targets
+    ]
+
+
+def encode_row_learning_rates(row_learning_rates: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """`row_learning_rates` as a JSON value. See `decode_row_learning_rates`."""
+    return [
+        {"learning_rate": float(rate), "rows": encode_trainable_rows({target: rows})}
+        for target, rates in row_learning_rates.items()
+        for rate, rows in _groups(target, rates)
+    ]
+
+
+def decode_row_learning_rates(config: Sequence[Mapping[str, Any]]) -> dict[Any, Any]:
+    """The inverse of `encode_row_learning_rates`, by multiplier."""
+    decoded: dict[Any, dict[float, Any]] = {}
+    for group in config:
+        for target, rows in decode_trainable_rows(group["rows"]).items():
+            decoded.setdefault(target, {})[group["learning_rate"]] = rows
+    return decoded
+
+
+def _with_rates(target: Target, multipliers: np.ndarray) -> Target:
+    rows = target.rows
+    kept = rows.ids[multipliers[rows.ids] != 0]
+    if not len(kept):
+        raise ValueError(
+            f"No row of {target.variable.path!r} trains, since each has a learning rate of 0. "
+            "To freeze a whole table set `trainable = False` on its layer."
+        )
+    rates = multipliers[kept]
+    return target._replace(
+        rows=Rows(kept, rows.num_rows), learning_rates=None if (rates == 1).all() else rates
+    )
+
+
+def _multipliers(target: Any, rates: Any, num_rows: int) -> np.ndarray:
+    """The multiplier of each row of a table: float64 of shape `(V,)`."""
+    multipliers = np.ones(num_rows)
+    seen = np.zeros(num_rows, dtype=bool)
+    if not isinstance(rates, Mapping) and len(rates) != num_rows:
+        raise ValueError(
+            f"The multipliers for {describe(target)} must be one for each row of the table, "
+            f"{num_rows}. Received: {len(rates)}. Name rows by their multiplier instead: "
+            "`{0.1: ids}`."
+        )
+    for rate, rows in _groups(target, rates):
+        ids = Rows(rows, num_rows).ids
+        if seen[ids].any():
+            raise ValueError(
+                f"A row of {describe(target)} must have one multiplier. "
+                f"Received two for: {shorten(ids[seen[ids]])}"
+            )
+        seen[ids] = True
+        multipliers[ids] = rate
+    return multipliers
+
+
+def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
+    """Each multiplier that is given with its rows."""
+    if isinstance(rates, Mapping):
+        yield from ((rate, canonical(rows)) for rate, rows in rates.items())
+        return
+    array = np.asarray(rates)
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        raise TypeError(
+            f"The multipliers for {describe(target)} must be a mapping from multiplier to rows, "
+            "or an array of one number for each row of the table. "
+            f"Received: {shorten(rates)}"
+        )
+    for rate in np.unique(array):
+        yield float(rate), np.flatnonzero(array == rate)
+
+
+def _check_rate(target: Any, rate: Any) -> None:
+    is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
+    if not is_number or not math.isfinite(rate) or rate < 0:
+        raise ValueError(
+            f"A multiplier for {describe(target)} must be a finite number, 0 or more: 0 freezes "
+            f"a row, and 1 is the learning rate as it is. Received: {rate!r}"
+        )
