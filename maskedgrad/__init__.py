@@ -9,6 +9,7 @@ from maskedgrad.optimizer import MaskedOptimizer
 from maskedgrad.patch import RowPatch
 from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.rows import Rows
+from maskedgrad.summary import summary
 from maskedgrad.targets import AlongAxis
 from maskedgrad.vectors import load_vectors
 from maskedgrad.vocabulary import row_ids
@@ -27,4 +28,5 @@ __all__ = [
     "merge_two_tables",
     "pretrained_embedding",
     "row_ids",
+    "summary",
 ]

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.summary import print_summary
 
 if TYPE_CHECKING:
     from keras import Model as _Model
@@ -69,6 +70,27 @@ class MaskedTrainStep(_Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+    def summary(  # noqa: PLR0917 - the signature of Keras
+        self,
+        line_length=None,
+        positions=None,
+        print_fn=None,
+        expand_nested=False,
+        show_trainable=False,
+        layer_range=None,
+    ):
+        """`keras.Model.summary`, which counts trainable rows. See `maskedgrad.summary`."""
+        print_summary(
+            self,
+            super().summary,
+            print_fn=print_fn,
+            line_length=line_length,
+            positions=positions,
+            expand_nested=expand_nested,
+            show_trainable=show_trainable,
+            layer_range=layer_range,
+        )
 
     def fit(self, *args, **kwargs):
         """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""

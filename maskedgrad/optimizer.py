@@ -21,7 +21,6 @@ from maskedgrad.rates import (
     check_row_learning_rates,
     decode_row_learning_rates,
     encode_row_learning_rates,
-    with_learning_rates,
 )
 from maskedgrad.rows import Rows
 from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
@@ -337,6 +336,15 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, learning_rate):
         self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """Those of an inner `MultiOptimizer`, whose learning rates callbacks set one by one.
+
+        Raises:
+            AttributeError: the inner optimizer is no `MultiOptimizer`.
+        """
+        return self.inner_optimizer.optimizers
 
     @property
     def loss_scale_factor(self):

@@ -130,17 +130,16 @@ class Plan:
 
 
 def outside_of_graphs(function: Callable[[], None]) -> None:
-    """Calls `function` eagerly, also where `tf.function` is tracing.
+    """Calls `function` eagerly, also where `tf.function` is tracing, in a thread of its own.
 
     Where the first batch builds the model and the optimizer, that happens in a
     trace. What the optimizer makes must outlive the graph of that trace, and
     must be made when the tables hold values, which they do from the second
     trace on; there, TensorFlow makes no variable, not even in `tf.init_scope`.
-    A graph is known to the thread that traces it only.
+    A graph is known to the thread that traces it only. Nor is it known to
+    another thread that Keras tracks no variables, which holds where a
+    `LossScaleOptimizer` builds what it wraps.
     """
-    if tf.executing_eagerly():
-        function()
-        return
     strategy = tf.distribute.get_strategy()
 
     def call_in_scope() -> None:

@@ -23,6 +23,7 @@ def nested_optimizers(optimizer: Any) -> Iterator[Any]:
     inner_optimizer = getattr(optimizer, "inner_optimizer", None)
     if inner_optimizer is not None:
         yield from nested_optimizers(inner_optimizer)
+        return
     for child in getattr(optimizer, "optimizers", []):
         yield from nested_optimizers(child)
 

@@ -127,9 +127,11 @@ def check_trainable_rows(trainable_rows: Mapping[Any, Any]) -> None:
                 "A target must be a layer or the path of a variable. "
                 f"Received: {describe(target)}. A variable is named by its path: `variable.path`."
             )
-        canonical(rows)
-        for variable in built_variables(target):
+        built = built_variables(target)
+        for variable in built:
             _rows_of(target, variable, rows)
+        if not built:
+            canonical(rows)
 
 
 def built_variables(target: Any) -> list[keras.Variable]:

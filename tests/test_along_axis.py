@@ -105,7 +105,7 @@ def test_a_layer_that_is_not_built_is_named_too_and_comes_back_from_a_config():
     for optimizer in optimizers_of:
         optimizer.build(model.trainable_variables)
         assert [list(rows) for rows in optimizer.trainable_rows.values()] == [IDS, IDS]
-        assert list(optimizer.trainable_rows)[0] == AlongAxis(head.kernel.path, 1)
+        assert next(iter(optimizer.trainable_rows)) == AlongAxis(head.kernel.path, 1)
         built_again = MaskedOptimizer.from_config(optimizer.get_config())
         assert built_again.get_config() == optimizer.get_config()
 

@@ -25,7 +25,7 @@ from tests.properties.strategies import (
 def test_every_optimizer_freezes_and_follows_the_oracle(cls, data):
     pair = Pair(data.draw(optimizers(cls)), data.draw(tables()))
     for _ in range(data.draw(st.integers(1, 4), label="steps")):
-        pair.step(*data.draw(gradients(pair.table)), data.draw(kernel_gradients(pair.table)))
+        pair.apply(*data.draw(gradients(pair.table)), data.draw(kernel_gradients(pair.table)))
         pair.check()
     pair.finalize()
     pair.check()

@@ -8,7 +8,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from maskedgrad import MaskedOptimizer
 from tests.properties.oracle import Pair
 from tests.properties.strategies import (
-    DTYPES,
     TABLE_PATH,
     gradients,
     kernel_gradients,
@@ -24,12 +23,12 @@ class Walk(RuleBasedStateMachine):
     @initialize(data=st.data(), cls=st.sampled_from(optimizer_classes()))
     def begin(self, data, cls):
         self.spec = data.draw(optimizers(cls))
-        self.pair = Pair(self.spec, data.draw(tables(DTYPES)))
+        self.pair = Pair(self.spec, data.draw(tables()))
 
     def _step(self, data, kind):
         table = self.pair.table
         gradient = data.draw(gradients(table, kinds=(kind,)))
-        self.pair.step(*gradient, data.draw(kernel_gradients(table)))
+        self.pair.apply(*gradient, data.draw(kernel_gradients(table)))
 
     @rule(data=st.data())
     def dense_step(self, data):
@@ -43,7 +42,7 @@ class Walk(RuleBasedStateMachine):
     def poisoned_step(self, data):
         table = self.pair.table
         gradient = data.draw(gradients(table, kinds=("dense", "sparse"), poisoned=True))
-        self.pair.step(*gradient, data.draw(kernel_gradients(table)))
+        self.pair.apply(*gradient, data.draw(kernel_gradients(table)))
 
     @rule(data=st.data())
     def none_step(self, data):
@@ -52,7 +51,7 @@ class Walk(RuleBasedStateMachine):
     @precondition(lambda self: self.spec.has_settable_learning_rate)
     @rule(learning_rate=st.sampled_from([0.0, 0.01, 1.0]))
     def change_learning_rate(self, learning_rate):
-        self.pair.oracle.learning_rate = learning_rate
+        self.pair.twin_optimizer.learning_rate = learning_rate
         self.pair.optimizer.learning_rate = learning_rate
 
     @rule(seed=st.integers(0, 2**32 - 1))
@@ -61,7 +60,7 @@ class Walk(RuleBasedStateMachine):
         row = random.integers(len(table.ids))
         value = random.normal(size=table.values.shape[1:]).astype(table.values.dtype)
         for variable, index in zip(
-            [self.pair.variables[0], self.pair.oracle_variables[0]],
+            [self.pair.variables[0], self.pair.twin_variables[0]],
             [table.ids[row], row],
             strict=True,
         ):

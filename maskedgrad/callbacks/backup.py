@@ -1,4 +1,4 @@
-"""Keras callbacks for training that masks rows."""
+"""`BackupAndRestore`: a backup of training that survives being killed."""
 
 import os
 from pathlib import Path

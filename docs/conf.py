@@ -1,0 +1,56 @@
+"""How Sphinx builds the site: `sphinx-build -W --keep-going docs docs/_build`."""
+
+import importlib.metadata
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+project = "maskedgrad"
+release = importlib.metadata.version(project)
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+
+# Docstrings put code into single backticks, as Markdown does.
+default_role = "code"
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_favicon = "_static/logo.svg"
+html_css_files = ["site.css"]
+html_theme_options = {
+    "light_logo": "logo.svg",
+    "dark_logo": "logo.svg",
+    "light_css_variables": {
+        "color-brand-primary": "#00639c",
+        "color-brand-content": "#00639c",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#56b4e9",
+        "color-brand-content": "#56b4e9",
+    },
+}
+html_copy_source = False
+html_show_copyright = False
+html_show_sourcelink = False
+
+
+def is_called_by_keras(app, what, name, obj, skip, options):  # noqa: PLR0917 Sphinx calls it so
+    """Skips methods that are public for Keras only, and says nothing of all others."""
+    return True if "Called by Keras" in (getattr(obj, "__doc__", None) or "") else None
+
+
+def break_after_colon(app, what, name, obj, options, lines):  # noqa: PLR0917 Sphinx calls it so
+    """Keeps napoleon from reading what stands before a colon as the type of a property."""
+    if what in {"attribute", "property"} and lines:
+        lines[:1] = lines[0].replace(": ", ":\n", 1).split("\n")
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", break_after_colon, priority=400)  # napoleon has 500
+    app.connect("autodoc-skip-member", is_called_by_keras)

@@ -1,0 +1,84 @@
+"""`SwapEMAWeights` for an optimizer that masks rows."""
+
+import keras
+
+from maskedgrad.optimizer import MaskedOptimizer
+
+
+class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
+    """Evaluates, predicts and saves with the averaged weights, tables included.
+
+    Equivalent to `keras.callbacks.SwapEMAWeights` for an optimizer that masks
+    nothing. That callback swaps the variables that an optimizer holds, and of a
+    masked table that is the compact variable, which no layer reads: with it,
+    every weight of the model is swapped but the tables. Frozen rows have no
+    average, and keep their bits.
+
+    Args:
+        swap_on_epoch: bool, as for `keras.callbacks.SwapEMAWeights`.
+
+    Raises:
+        ValueError: the model is not compiled with a `MaskedOptimizer` whose
+            inner optimizer has `use_ema=True`.
+
+    Example:
+
+    >>> inputs = keras.Input((2,), dtype="int32")
+    >>> words = keras.layers.Embedding(5, 2)
+    >>> model = MaskedModel(inputs, words(inputs))
+    >>> averaging = keras.optimizers.Adam(use_ema=True)
+    >>> model.compile(MaskedOptimizer(averaging, {words: [4]}), loss="mse")
+    >>> _ = model.fit(np.array([[3, 4]]), np.ones((1, 2, 2)), verbose=0)
+    >>> loss = model.evaluate(np.array([[3, 4]]), np.ones((1, 2, 2)), verbose=0,
+    ...                       callbacks=[callbacks.SwapEMAWeights()])
+    """
+
+    def set_model(self, model):
+        """Called by Keras, before anything is trained or evaluated."""
+        optimizer = getattr(model, "optimizer", None)
+        if not isinstance(optimizer, MaskedOptimizer) or not _averages(optimizer.inner_optimizer):
+            raise ValueError(
+                "`maskedgrad.callbacks.SwapEMAWeights` needs a model that is compiled with a "
+                "`MaskedOptimizer` around an optimizer with `use_ema=True`. Received: "
+                f"optimizer={optimizer!r}. For an optimizer that masks nothing there is "
+                "`keras.callbacks.SwapEMAWeights`; a `LossScaleOptimizer` and a swap do not go "
+                "together: compile with `auto_scale_loss=False`."
+            )
+        super().set_model(model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Called by Keras."""
+        with self.model.optimizer.gathered_rows():
+            super().on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Called by Keras."""
+        with self.model.optimizer.gathered_rows():
+            super().on_epoch_end(epoch, logs)
+
+    def on_test_begin(self, logs=None):
+        """Called by Keras."""
+        with self.model.optimizer.gathered_rows():
+            super().on_test_begin(logs)
+
+    def on_test_end(self, logs=None):
+        """Called by Keras."""
+        with self.model.optimizer.gathered_rows():
+            super().on_test_end(logs)
+
+    def on_predict_begin(self, logs=None):
+        """Called by Keras."""
+        with self.model.optimizer.gathered_rows():
+            super().on_predict_begin(logs)
+
+    def on_predict_end(self, logs=None):
+        """Called by Keras."""
+        with self.model.optimizer.gathered_rows():
+            super().on_predict_end(logs)
+
+
+def _averages(optimizer) -> bool:
+    """Whether an optimizer keeps averages where the callback of Keras looks for them."""
+    return any(
+        getattr(one, "use_ema", False) for one in getattr(optimizer, "optimizers", [optimizer])
+    )

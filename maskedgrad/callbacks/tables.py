@@ -1,0 +1,91 @@
+"""What callbacks share: the tables of the model that trains, and which of their rows train."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.summary import masked_tables
+from maskedgrad.table_patch import strategy_of
+from maskedgrad.targets import Target
+
+
+def masked_optimizer_of(callback: keras.callbacks.Callback) -> MaskedOptimizer:
+    """The `MaskedOptimizer` of the model that a callback is used with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    optimizer = masked_optimizer_in(callback.model.optimizer)
+    if optimizer is None:
+        raise ValueError(
+            f"`{type(callback).__name__}` needs a model whose optimizer masks rows. "
+            f"Received: the model {callback.model.name!r} with "
+            f"optimizer={callback.model.optimizer!r}. Compile it with a `MaskedOptimizer`."
+        )
+    return optimizer
+
+
+def row_reader(target: Target) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads rows of a table by their ids, and no others: arrays of shape `(n, ...)`.
+
+    Of a table that is mirrored, on its first device. Where rows lie along
+    another axis than the first, the variable is read as a whole, now.
+    """
+    replicas = strategy_of(target.variable).experimental_local_results(target.variable.value)
+    if target.axis:
+        rows = np.moveaxis(np.asarray(replicas[0].read_value()), target.axis, 0)
+        return lambda ids: rows[ids]
+    # Looked up, since TensorFlow may copy a table that is read densely.
+    return lambda ids: np.asarray(replicas[0].sparse_read(tf.constant(ids)))
+
+
+class FollowsRows(keras.callbacks.Callback):
+    """A callback that is told which rows train before they do.
+
+    It looks before each step and at both ends of an epoch. The first look is
+    at the first epoch, since other callbacks load weights when training
+    begins; or once the model is built, if its first batch does that.
+    """
+
+    _num_row_changes: int | None = None
+
+    def rows_chosen(self, targets: Sequence[Target], num_changes: int | None) -> None:
+        """Called with the rows that train now, at first and when others may.
+
+        Args:
+            targets: the masked tables and their rows, always in one order.
+            num_changes: how many times rows were chosen since the last call,
+                of which `targets` are the last; `None` in the first call.
+        """
+        raise NotImplementedError
+
+    def on_train_begin(self, logs=None):
+        """Called by Keras."""
+        masked_optimizer_of(self)
+        self._num_row_changes = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Called by Keras."""
+        self._look()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Called by Keras."""
+        self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Called by Keras."""
+        self._look()
+
+    def _look(self) -> None:
+        optimizer = masked_optimizer_of(self)
+        now, before = optimizer.num_row_changes, self._num_row_changes
+        # Until the optimizer is built, its rows change without being counted.
+        if now == before and optimizer.built:
+            return
+        targets = masked_tables(self.model)
+        if targets:
+            self.rows_chosen(targets, None if before is None else now - before)
+            self._num_row_changes = now

@@ -1,0 +1,110 @@
+"""`TrainableRowsMonitor`: how far the trainable rows have moved."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from maskedgrad.callbacks.tables import FollowsRows, row_reader
+from maskedgrad.rows import Rows
+from maskedgrad.targets import Target
+
+
+class TrainableRowsMonitor(FollowsRows):
+    """Adds to the logs of each epoch how far the trainable rows have moved.
+
+    Equivalent to `np.linalg.norm(table[ids] - before[ids], axis=1)`, its mean
+    and its maximum, where `before` is the table when training began. For a
+    layer `words` they are called `words_moved` and `words_moved_max`. Where
+    two tables would share a name, the whole path is taken.
+
+    History and the progress line show them, and so do callbacks that come
+    after this one, such as `CSVLogger`, `TensorBoard` or `EarlyStopping`.
+
+    The distances are those of the rows that train at the end of the epoch.
+    Only these are read, and one copy of each row that has trained is kept.
+    Where the first batch builds the model, that step does not count.
+
+    Raises:
+        ValueError: the optimizer of the model masks nothing.
+
+    Example:
+
+    >>> words = keras.layers.Embedding(5, 2, name="words")
+    >>> model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    >>> history = model.fit(np.array([[0, 1, 2]]), np.ones((1, 3, 2)), verbose=0,
+    ...                     callbacks=[callbacks.TrainableRowsMonitor()])
+    >>> sorted(history.history)
+    ['loss', 'words_moved', 'words_moved_max']
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._targets: Sequence[Target] = []
+        self._starts: list[_Start] = []
+
+    def on_train_begin(self, logs=None):
+        """Called by Keras."""
+        super().on_train_begin(logs)
+        self._targets = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Called by Keras."""
+        super().on_epoch_end(epoch, logs)
+        if logs is None:
+            return
+        names = log_names([target.variable.path for target in self._targets])
+        for name, start, target in zip(names, self._starts, self._targets, strict=False):
+            distances = start.distances(target.rows)
+            logs[f"{name}_moved"] = float(distances.mean())
+            logs[f"{name}_moved_max"] = float(distances.max())
+
+    def rows_chosen(self, targets: Sequence[Target], num_changes: int | None) -> None:
+        """Called where other rows may train."""
+        if num_changes is None:
+            self._starts = [_Start(target) for target in targets]
+        self._targets = targets
+        for start, target in zip(self._starts, targets, strict=True):
+            start.add(target.rows)
+
+
+class _Start:
+    """Where the rows of a table that have trained were before."""
+
+    def __init__(self, target: Target):
+        self._target = target
+        self._ids = np.zeros(0, np.int64)
+        self._values = row_reader(target)(self._ids)
+
+    def add(self, rows: Rows) -> None:
+        """Notes where rows are, if they have not trained before."""
+        joining = np.setdiff1d(rows.ids, self._ids)
+        ids = np.concatenate([self._ids, joining])
+        values = np.concatenate([self._values, row_reader(self._target)(joining)])
+        order = np.argsort(ids)
+        self._ids, self._values = ids[order], values[order]
+
+    def distances(self, rows: Rows) -> np.ndarray:
+        """How far rows are from where they were: float64 of shape `(K,)`."""
+        before = self._values[np.searchsorted(self._ids, rows.ids)]
+        after = row_reader(self._target)(rows.ids)
+        moves = after.astype(np.float64) - before.astype(np.float64)
+        return np.linalg.norm(moves.reshape(len(rows), -1), axis=1)
+
+
+def log_names(paths: Sequence[str]) -> list[str]:
+    """A name for each table: that of its layer, or what tells it from the others.
+
+    Example:
+
+    >>> log_names(["words/embeddings", "a/tags/embeddings", "b/tags/embeddings"])
+    ['words', 'a_tags_embeddings', 'b_tags_embeddings']
+    """
+    names = [path.split("/")[-2:][0] for path in paths]
+    names = [
+        name if names.count(name) == 1 else path.replace("/", "_")
+        for name, path in zip(names, paths, strict=True)
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)
+    ]

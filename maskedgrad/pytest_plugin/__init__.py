@@ -1,0 +1,50 @@
+"""A pytest plugin: the fixture and the marker `frozen_rows`.
+
+It is loaded in every run of pytest where maskedgrad is installed, so nothing
+is imported here that takes time. For the same reason it is installed as a
+package of its own, `maskedgrad_pytest`: Python imports the package around a
+module first, and TensorFlow with it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+_WATCHED = pytest.StashKey[contextlib.ExitStack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Called by pytest, which then knows of the marker, for `pytest -m frozen_rows`."""
+    config.addinivalue_line(
+        "markers", "frozen_rows: checks that frozen rows of tables keep their bits (maskedgrad)."
+    )
+
+
+@pytest.fixture
+def frozen_rows(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """A function that watches frozen rows from its call to the end of the test.
+
+    Takes what `maskedgrad.testing.frozen_rows_unchanged` takes. The test fails
+    if one of the rows has changed by then.
+    """
+    from maskedgrad.testing import frozen_rows_unchanged
+
+    stash = request.node.stash
+    stash[_WATCHED] = contextlib.ExitStack()
+
+    def watch(model_or_variable: Any, rows: Any = None) -> None:
+        stash[_WATCHED].enter_context(frozen_rows_unchanged(model_or_variable, rows))
+
+    yield watch
+    del stash[_WATCHED]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
+    """Called by pytest. Compares once the test is through, so that it is the test that fails."""
+    result = yield
+    if _WATCHED in item.stash:
+        item.stash[_WATCHED].close()
+    return result

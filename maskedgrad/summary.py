@@ -1,0 +1,299 @@
+"""Counting what trains: parameters, rows, and the memory of the optimizer."""
+
+import functools
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.slots import row_axes
+from maskedgrad.targets import Target
+
+
+def summary(model: keras.Model, **options: Any) -> None:
+    """Prints the summary of a model, and what of it trains.
+
+    Equivalent to `model.summary(**options)`, but for the lines below its
+    table. Keras counts whole tables there; these count trainable rows.
+    Where the optimizer masks nothing, Keras' own lines stay.
+
+    Args:
+        model: a `keras.Model`.
+        **options: as for `keras.Model.summary`. Keras prints in colours where
+            it prints to a terminal; this prints plain text.
+
+    Example:
+
+    >>> words = keras.layers.Embedding(500, 8, name="words")
+    >>> model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    >>> summary(model, print_fn=lambda text: print(*text.splitlines()[-5:], sep="\\n"))
+     Total parameters: 4,000 (15.62 KB)
+     Trainable parameters: 16 (64.00 B)
+       words/embeddings: 2 of 500 rows, 16 parameters (64.00 B)
+     Frozen parameters: 3,984 (15.56 KB)
+     Optimizer memory: known once the first training step has built the optimizer
+    """
+    print_summary(model, functools.partial(keras.Model.summary, model), **options)
+
+
+def print_summary(
+    model: keras.Model,
+    print_keras_summary: Callable[..., None],
+    print_fn: Callable[[str], Any] | None = None,
+    **options: Any,
+) -> None:
+    """`summary`, for a class that has a `summary` of its own and calls this in it.
+
+    Args:
+        model: a `keras.Model`.
+        print_keras_summary: the method `summary` that Keras gives the model.
+        print_fn: takes the whole text. It prints or logs, as Keras does, if
+            none is given.
+        **options: what else `print_keras_summary` takes.
+    """
+    if masked_optimizer_in(getattr(model, "optimizer", None)) is None:
+        print_keras_summary(print_fn=print_fn, **options)
+        return
+    parts: list[str] = []
+    print_keras_summary(print_fn=parts.append, **options)
+    closing = _closing_lines(count_parameters(model), model.built)
+    text = "".join([_without_closing("".join(parts)), *closing])
+    (print_fn or _print)(text)
+
+
+class Size(NamedTuple):
+    """How many numbers, and how many bytes they take."""
+
+    parameters: int
+    bytes: int
+
+
+class TableCount(NamedTuple):
+    """The trainable rows of a table: their number, out of how many, and their size."""
+
+    path: str
+    axis: int
+    num_trainable: int
+    num_rows: int
+    trainable: Size
+
+
+class OptimizerMemory(NamedTuple):
+    """What an optimizer holds, in bytes.
+
+    - `state`: its variables.
+    - `masking`: what a `MaskedOptimizer` holds beside them: the compact
+      variables, and which rows train.
+    - `unmasked`: what `state` would be if every row trained.
+    """
+
+    state: int
+    masking: int
+    unmasked: int
+
+
+class ParameterCount(NamedTuple):
+    """What `count_parameters` returns."""
+
+    total: Size
+    trainable: Size
+    frozen: Size
+    tables: list[TableCount]
+    optimizer: OptimizerMemory | None
+
+
+def count_parameters(model: keras.Model) -> ParameterCount:
+    """How many parameters of a model there are, how many train, and what the optimizer holds.
+
+    Equivalent to what Keras counts, if each masked table counted its trainable
+    rows as trainable weights and its frozen rows as non-trainable ones. The
+    state of the optimizer is not among the parameters.
+
+    Args:
+        model: a `keras.Model`, built or not, compiled or not.
+
+    Returns:
+        A `ParameterCount`. `optimizer` is `None` where no optimizer is built.
+
+    Raises:
+        TypeError, ValueError: as `MaskedOptimizer.build` does, where the
+            optimizer is not built and its rows do not fit the model.
+
+    Example:
+
+    >>> words = keras.layers.Embedding(5, 2, name="words")
+    >>> model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
+    >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> count = count_parameters(model)
+    >>> count.trainable, count.tables[0].num_trainable
+    (Size(parameters=4, bytes=16), 2)
+    >>> count.optimizer.state  # two moments of four numbers, a counter and a learning rate
+    44
+    """
+    # First, since an optimizer that is asked for its variables finishes what loading began.
+    memory = _optimizer_memory(model)
+    trainable_weights = list(_unique(model.trainable_weights))
+    total = _size([*trainable_weights, *_unique(model.non_trainable_weights)])
+    train = {id(variable) for variable in trainable_weights}
+    targets = [target for target in masked_tables(model) if id(target.variable) in train]
+    tables = [_count_rows(target) for target in targets]
+    masked = {id(target.variable) for target in targets}
+    trainable = _sum(
+        [
+            _size(variable for variable in trainable_weights if id(variable) not in masked),
+            *[table.trainable for table in tables],
+        ]
+    )
+    frozen = Size(total.parameters - trainable.parameters, total.bytes - trainable.bytes)
+    return ParameterCount(total, trainable, frozen, tables, memory)
+
+
+def masked_tables(model: keras.Model) -> list[Target]:
+    """The tables that the optimizer of a model masks, with the rows that train.
+
+    Returns:
+        A list of `Target`; empty where the optimizer masks nothing, and where
+        neither the model nor the optimizer is built.
+    """
+    optimizer = masked_optimizer_in(getattr(model, "optimizer", None))
+    if optimizer is None:
+        return []
+    if optimizer.built:
+        # Asked for `trainable_rows`, an optimizer that was loaded with state of other rows drops
+        # the state of those that do not train now. Who only looks must not make it do so.
+        return [
+            Target(table.variable, table.rows, table.axis, table.learning_rates)
+            for table in optimizer._plan.tables
+        ]
+    if not model.built:
+        return []
+    return optimizer._plan.resolve(optimizer.trainable_rows, model.trainable_variables)
+
+
+def state_bytes(optimizer: keras.optimizers.Optimizer) -> int:
+    """The memory that the variables of a built optimizer take, in bytes.
+
+    Example:
+
+    >>> optimizer = keras.optimizers.Adam()
+    >>> optimizer.build([keras.Variable(np.ones(2, "float32"))])
+    >>> state_bytes(optimizer)  # two moments of two numbers, a counter and a learning rate
+    28
+    """
+    return _size(optimizer.variables).bytes
+
+
+def readable_bytes(num_bytes: float) -> str:
+    """A number of bytes as Keras writes it.
+
+    Example:
+
+    >>> readable_bytes(2**20 * 1.5)
+    '1.50 MB'
+    """
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.2f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.2f} PB"
+
+
+def _count_rows(target: Target) -> TableCount:
+    num_trainable, num_rows = len(target.rows), target.rows.num_rows
+    whole = _size([target.variable])
+    trainable = Size(*(number // num_rows * num_trainable for number in whole))
+    return TableCount(target.variable.path, target.axis, num_trainable, num_rows, trainable)
+
+
+def _optimizer_memory(model: keras.Model) -> OptimizerMemory | None:
+    optimizer = getattr(model, "optimizer", None)
+    masked = masked_optimizer_in(optimizer)
+    if optimizer is None or not all(each.built for each in (optimizer, masked or optimizer)):
+        return None
+    state = state_bytes(optimizer)
+    if masked is None:
+        return OptimizerMemory(state, 0, state)
+    held = [
+        each
+        for table in masked._plan.tables
+        for each in (table.compact, table.ids, table.positions, table.places)
+        if each is not None
+    ]
+    return OptimizerMemory(state, _size(held).bytes, state + _bytes_saved(masked))
+
+
+def _bytes_saved(masked: MaskedOptimizer) -> int:
+    """By how much the state would grow if every row of the masked tables trained."""
+    plan, inner_optimizer = masked._plan, masked.inner_optimizer
+    places = row_axes(inner_optimizer, plan.variables, plan.tables)
+    saved = 0
+    for variable, place in zip(inner_optimizer.variables, places, strict=True):
+        if place is not None:
+            rows = plan.tables[place.table].rows
+            row_bytes = _size([variable]).bytes // len(rows)
+            saved += row_bytes * (rows.num_rows - len(rows))
+    return saved
+
+
+def _size(arrays: Iterable[Any]) -> Size:
+    return _sum(
+        Size(count := math.prod(array.shape), count * tf.as_dtype(array.dtype).size)
+        for array in arrays
+    )
+
+
+def _sum(sizes: Iterable[Size]) -> Size:
+    sizes = list(sizes)
+    return Size(sum(size.parameters for size in sizes), sum(size.bytes for size in sizes))
+
+
+def _unique(variables: Iterable[Any]) -> Iterator[Any]:
+    return iter({id(variable): variable for variable in variables}.values())
+
+
+def _without_closing(text: str) -> str:
+    # Keras ends with four lines, of which this is the first.
+    return re.split(r"^ Total params: ", text, flags=re.MULTILINE)[0]
+
+
+def _closing_lines(count: ParameterCount, is_built: bool) -> list[str]:
+    lines = [f"Total parameters: {_text(count.total)}"]
+    lines.append(f"Trainable parameters: {_text(count.trainable)}")
+    for table in count.tables:
+        rows = f"{table.num_trainable:,} of {table.num_rows:,} rows"
+        if table.axis:
+            rows += f" along axis {table.axis}"
+        number = table.trainable.parameters
+        plural = "" if number == 1 else "s"
+        size = f"{number:,} parameter{plural} ({readable_bytes(table.trainable.bytes)})"
+        lines.append(f"  {table.path}: {rows}, {size}")
+    if not is_built:
+        lines.append("  Which rows train is known once the model is built")
+    lines.append(f"Frozen parameters: {_text(count.frozen)}")
+    lines.append(f"Optimizer memory: {_memory_text(count.optimizer)}")
+    return [f" {line}\n" for line in lines]
+
+
+def _memory_text(memory: OptimizerMemory | None) -> str:
+    if memory is None:
+        return "known once the first training step has built the optimizer"
+    state, masking, unmasked = map(readable_bytes, memory)
+    return f"{state} of state and {masking} for masking; {unmasked} of state without maskedgrad"
+
+
+def _text(size: Size) -> str:
+    return f"{size.parameters:,} ({readable_bytes(size.bytes)})"
+
+
+def _print(text: str) -> None:
+    if keras.config.is_interactive_logging_enabled():
+        print(text, end="")
+    else:
+        logging.getLogger("absl").info(text)
