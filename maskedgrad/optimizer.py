@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import MaskedTable, read_sparsely, reads_sparsely
+from maskedgrad.compact import read_sparsely, reads_sparsely
 from maskedgrad.gradients import Gradient
 from maskedgrad.plan import Plan, outside_of_graphs, trace_again
 from maskedgrad.rates import (
@@ -31,6 +31,8 @@ from maskedgrad.targets import (
     check_trainable_rows,
     decode_trainable_rows,
     encode_trainable_rows,
+    identities,
+    listed,
 )
 
 
@@ -148,11 +150,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             self._plan.trainable_rows = dict(trainable_rows)
             return
         targets = self._plan.resolve(trainable_rows, self._plan.variables)
-        if _tables_of(targets) != _tables_of(self._plan.tables):
+        if identities(targets) != identities(self._plan.tables):
             raise ValueError(
                 "`trainable_rows` must name the tables that have trainable rows now, since a "
                 "table that is not named trains whole, and along the same axes. "
-                f"Expected: {_listed(self._plan.tables)}. Received: {_listed(targets)}"
+                f"Expected: {listed(self._plan.tables)}. Received: {listed(targets)}"
             )
         outside_of_graphs(lambda: self._change_rows(targets))
 
@@ -420,14 +422,6 @@ def masked_optimizer_in(optimizer: Any) -> Any:
     while optimizer is not None and not isinstance(optimizer, MaskedOptimizer):
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return optimizer
-
-
-def _tables_of(targets: Sequence[Target | MaskedTable]) -> list[tuple[int, int]]:
-    return [(id(target.variable), target.axis) for target in targets]
-
-
-def _listed(targets: Sequence[Target | MaskedTable]) -> str:
-    return ", ".join(f"{target.variable.path!r} axis {target.axis}" for target in targets)
 
 
 def _check_backend() -> None:

@@ -188,6 +188,16 @@ def describe(target: Any) -> str:
     return repr(target)
 
 
+def identities(targets: Sequence[Any]) -> list[tuple[int, int]]:
+    """What tells apart the tables of `Target`s or `MaskedTable`s, and the axes of their rows."""
+    return [(id(target.variable), target.axis) for target in targets]
+
+
+def listed(targets: Sequence[Any]) -> str:
+    """How error messages list the tables of `Target`s or `MaskedTable`s."""
+    return ", ".join(f"{target.variable.path!r} axis {target.axis}" for target in targets)
+
+
 def encode_trainable_rows(trainable_rows: Mapping[Any, Any]) -> dict[str, Any]:
     """`trainable_rows` as a JSON value, by path. See `decode_trainable_rows`."""
     config: dict[str, Any] = {}

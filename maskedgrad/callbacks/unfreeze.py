@@ -1,6 +1,6 @@
 """`UnfreezeSchedule`: other rows train from chosen epochs on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -8,7 +8,7 @@ import keras
 from maskedgrad.callbacks.tables import masked_optimizer_of
 from maskedgrad.rows import canonical
 from maskedgrad.summary import masked_tables
-from maskedgrad.targets import Target, check_trainable_rows, describe
+from maskedgrad.targets import check_trainable_rows, describe, identities, listed
 
 
 class UnfreezeSchedule(keras.callbacks.Callback):
@@ -98,19 +98,11 @@ class UnfreezeSchedule(keras.callbacks.Callback):
             return
         plan = masked_optimizer_of(self)._plan
         named = plan.resolve(trainable_rows, plan.variables or self.model.trainable_variables)
-        if _identities(named) != _identities(masked):
+        if identities(named) != identities(masked):
             raise ValueError(
                 "Rows must be given for the tables that the optimizer masks, for all of them, and "
-                f"along the same axes. Expected: {_listed(masked)}. Received: {_listed(named)}"
+                f"along the same axes. Expected: {listed(masked)}. Received: {listed(named)}"
             )
-
-
-def _identities(targets: Sequence[Target]) -> list[tuple[int, int]]:
-    return [(id(target.variable), target.axis) for target in targets]
-
-
-def _listed(targets: Sequence[Target]) -> str:
-    return ", ".join(f"{target.variable.path!r} axis {target.axis}" for target in targets)
 
 
 def _check_schedule(schedule: Any) -> None:
