@@ -36,8 +36,11 @@ class MaskedTrainStep(_Model):
 
     _num_row_changes = 0
 
-    def compile(self, optimizer="rmsprop", *args, trainable_rows=None, **kwargs):
+    def compile(self, optimizer=None, *args, trainable_rows=None, **kwargs):
         """`keras.Model.compile`, with one more argument.
+
+        Without any argument nothing is compiled. A task of `keras_hub` calls
+        it so when it is made, and every row would train.
 
         Args:
             optimizer: a `MaskedOptimizer`, an optimizer around one, or, if
@@ -51,8 +54,10 @@ class MaskedTrainStep(_Model):
             ValueError: neither `optimizer` nor `trainable_rows` says which
                 rows train, or both do.
         """
+        if optimizer is None and trainable_rows is None and not args and not kwargs:
+            return
         if trainable_rows is not None:
-            optimizer = MaskedOptimizer(optimizer, trainable_rows)
+            optimizer = MaskedOptimizer(optimizer or "rmsprop", trainable_rows)
         elif masked_optimizer_in(optimizer) is None:
             raise ValueError(
                 "The optimizer masks nothing, so every row would train. Received: "
@@ -189,7 +194,9 @@ class MaskedFunctional(MaskedModel):
 def _check_callbacks(
     method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    callbacks = inspect.signature(method).bind(*args, **kwargs).arguments.get("callbacks")
+    # The `fit` of a task of `keras_hub` takes callbacks among other keywords.
+    named = inspect.signature(method).bind(*args, **kwargs).arguments
+    callbacks = kwargs.get("callbacks", named.get("callbacks"))
     for callback in getattr(callbacks, "callbacks", callbacks) or []:
         if type(callback) is keras.callbacks.SwapEMAWeights:
             raise ValueError(

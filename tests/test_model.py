@@ -328,3 +328,10 @@ def test_a_loaded_model_trains_on_as_if_never_saved(make, tmp_path):
         strict=True,
     ):
         assert_same_bits(one, other, "a weight or a slot")
+
+
+def test_without_any_argument_nothing_is_compiled_and_nothing_trains():
+    model = MaskedModel(inputs := keras.Input((2,)), keras.layers.Dense(1)(inputs))
+    model.compile()
+    with pytest.raises(ValueError, match="must call `compile"):
+        model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)

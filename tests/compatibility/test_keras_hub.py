@@ -176,8 +176,7 @@ class MaskedTextClassifier(MaskedTrainStep, keras_hub.models.BertTextClassifier)
 @works(
     MODELS,
     "`BertTextClassifier` with its preprocessor, from raw strings",
-    "As it is, or as `class MaskedTextClassifier(MaskedTrainStep, BertTextClassifier)`, which is "
-    "made with `compile=False`.",
+    "As it is, or as `class MaskedTextClassifier(MaskedTrainStep, BertTextClassifier)`.",
 )
 @pytest.mark.parametrize("model_class", [keras_hub.models.BertTextClassifier, MaskedTextClassifier])
 def test_new_words_train_from_raw_strings(model_class):
@@ -244,6 +243,7 @@ def tokenized():
     return x, y
 
 
+@keras.saving.register_keras_serializable(package="tests")
 class MaskedCausalLM(MaskedTrainStep, keras_hub.models.GPT2CausalLM):
     """A causal language model with a `train_step` that masks gradients."""
 
@@ -256,8 +256,7 @@ in_both_causal_lms = pytest.mark.parametrize(
 @works(
     MODELS,
     "`GPT2CausalLM`, tied",
-    "As it is, or as `class MaskedCausalLM(MaskedTrainStep, GPT2CausalLM)`, which is made with "
-    "`compile=False`.",
+    "As it is, or as `class MaskedCausalLM(MaskedTrainStep, GPT2CausalLM)`.",
 )
 @in_both_causal_lms
 def test_new_tokens_of_a_causal_language_model_train(model_class):
@@ -310,7 +309,7 @@ def test_new_tokens_train_beside_lora(model_class):
 
 @works(
     MODELS,
-    "A task that is saved and loaded",
+    "A stock task that is saved and loaded",
     "Compile it again: Keras warns that it did not, and the optimizer that a task makes itself "
     "trains every row.",
 )
@@ -327,6 +326,31 @@ def test_a_loaded_task_trains_its_rows_once_it_is_compiled_again(tmp_path):
     loaded.compile(MaskedOptimizer("adamw", {loaded_tokens: ids}))
     loaded.train_on_batch(SENTENCES)
     assert_only_trained(before, loaded_tokens.embeddings.numpy(), ids)
+
+
+@works(MODELS, "A task that is a `MaskedTrainStep` too, saved and loaded")
+def test_a_loaded_masked_task_trains_its_rows(tmp_path):
+    model, tokens, ids = gpt2(MaskedCausalLM, gpt2_preprocessor())
+    model.compile(MaskedOptimizer("adamw", {tokens: ids}))
+    model.train_on_batch(SENTENCES)
+    model.save(tmp_path / "task.keras")
+    loaded = keras.saving.load_model(tmp_path / "task.keras")
+    before = tokens.embeddings.numpy()
+    for each in (model, loaded):
+        each.train_on_batch(SENTENCES)
+        assert_only_trained(before, each.backbone.token_embedding.embeddings.numpy(), ids)
+
+
+@refused(
+    MODELS,
+    "`keras.callbacks.SwapEMAWeights` in the `fit` of a task that is a `MaskedTrainStep` too",
+    "Use `maskedgrad.callbacks.SwapEMAWeights`.",
+)
+def test_a_swap_that_leaves_out_the_tables_is_refused_in_a_task():
+    model, tokens, ids = gpt2(MaskedCausalLM, gpt2_preprocessor())
+    model.compile(MaskedOptimizer(keras.optimizers.Adam(use_ema=True), {tokens: ids}))
+    with pytest.raises(ValueError, match="which swaps the table's rows too"):
+        model.fit(SENTENCES, callbacks=[keras.callbacks.SwapEMAWeights()], verbose=0)
 
 
 # ---- Llama: an output layer of its own ----
