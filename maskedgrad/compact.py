@@ -81,8 +81,10 @@ class MaskedTable:
 
         def moved(table, compact):
             before, after = self._rows_of(table), tf.convert_to_tensor(compact)
-            # The whole way must end on the same bits, which a sum may miss.
-            return tf.where(shares == 1, after, before + shares * (after - before))
+            # The whole way must end on the same bits, which a sum may miss. Nor may a number
+            # move that the inner optimizer left: inf - inf is NaN, and -0 + 0 is 0.
+            whole = tf.logical_or(shares == 1, after == before)
+            return tf.where(whole, after, before + shares * (after - before))
 
         self._update(strategy, moved)
 
@@ -139,7 +141,7 @@ def read_sparsely(table: keras.Variable) -> None:
     table.sparse_read = sparse_read
 
 
-def reads_sparsely(table: Any) -> bool:
+def reads_sparsely(table: keras.Variable) -> bool:
     """Whether `read_sparsely` has been called for a table."""
     return hasattr(table, "sparse_read")
 
@@ -147,7 +149,8 @@ def reads_sparsely(table: Any) -> bool:
 @tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
 def _embedding_lookup(params, ids, max_norm=None, name=None):
     """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
-    if max_norm is not None or not reads_sparsely(params):
+    is_ours = isinstance(params, keras.Variable) and reads_sparsely(params)
+    if max_norm is not None or not is_ours:
         return NotImplemented  # TensorFlow does it
     return tf.ragged.map_flat_values(lambda flat_ids: tf.gather(params, flat_ids, name=name), ids)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from maskedgrad.multi_worker import MultiWorkerSteps, returned
 from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
 from maskedgrad.summary import print_summary
 
@@ -17,7 +18,7 @@ else:
     _Model = object
 
 
-class MaskedTrainStep(_Model):
+class MaskedTrainStep(MultiWorkerSteps):
     """Gives any `keras.Model` class a `train_step` that masks gradients.
 
     Put it first among the bases. Equivalent to the `train_step` of Keras, but
@@ -66,9 +67,9 @@ class MaskedTrainStep(_Model):
                 "`MaskedOptimizer(optimizer, trainable_rows={layer: ids})`; "
                 "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
             )
-        super().compile(optimizer, *args, **kwargs)
         if self.built:
-            masked_optimizer_in(self.optimizer).prepare(self.trainable_variables)
+            masked_optimizer_in(optimizer).prepare(self.trainable_variables)
+        super().compile(optimizer, *args, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a model that is being loaded. Called by Keras."""
@@ -137,7 +138,7 @@ class MaskedTrainStep(_Model):
         masked_optimizer = masked_optimizer_in(self.optimizer)
         self.optimizer.apply(*masked_optimizer.select_trainable(gradients, variables))
         self._track_loss(loss, x)
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return returned(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
     def make_train_function(self, force=False):
         """Called by Keras. A function that was traced for other rows is made anew."""
@@ -197,7 +198,7 @@ def _check_callbacks(
     # The `fit` of a task of `keras_hub` takes callbacks among other keywords.
     named = inspect.signature(method).bind(*args, **kwargs).arguments
     callbacks = kwargs.get("callbacks", named.get("callbacks"))
-    for callback in getattr(callbacks, "callbacks", callbacks) or []:
+    for callback in tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)):
         if type(callback) is keras.callbacks.SwapEMAWeights:
             raise ValueError(
                 "`keras.callbacks.SwapEMAWeights` swaps the variables that the optimizer holds, "

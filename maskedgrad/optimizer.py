@@ -33,6 +33,7 @@ from maskedgrad.targets import (
     encode_trainable_rows,
     identities,
     listed,
+    resolve_targets,
 )
 
 
@@ -277,6 +278,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
         For what assigns the variables of an optimizer between steps, as
         `callbacks.SwapEMAWeights` does: the rows go back to the tables after it.
+        After an exception nothing goes back.
         """
         self._finish_loading()
         self._plan.gather()
@@ -408,7 +410,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 f"{kept} rows keep their state, and {len(rows) - kept} start fresh.",
                 stacklevel=2,
             )
-        self.set_trainable_rows(saved)
+        # All rows that have state in the file, those of multiplier 0 too.
+        targets = resolve_targets(saved, self._plan.variables)
+        outside_of_graphs(lambda: self._change_rows(targets))
         self._plan.rows_after_loading = current
 
     def _finish_loading(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from maskedgrad.rows import Rows, canonical, shorten
 from maskedgrad.targets import (
@@ -28,9 +29,9 @@ def check_row_learning_rates(row_learning_rates: Any) -> dict[Any, Any]:
             f"`{{embedding_layer: {{0.1: [3, 7]}}}}`. Received: {shorten(row_learning_rates)}"
         )
     for target, rates in row_learning_rates.items():
-        for rate, rows in _groups(target, rates):
+        check_trainable_rows({target: slice(None)})
+        for rate, _ in _groups(target, rates):
             _check_rate(target, rate)
-            check_trainable_rows({target: rows})
     return dict(row_learning_rates)
 
 
@@ -57,6 +58,11 @@ def with_learning_rates(
     for given, rates in row_learning_rates.items():
         for target in resolve_targets({given: slice(None)}, variables):
             variable, axis = target.variable, target.axis
+            if id(variable) in rates_of:
+                raise ValueError(
+                    f"Two targets of `row_learning_rates` name the variable {variable.path!r}. "
+                    f"Received the second: {describe(given)}. Join their multipliers under one."
+                )
             if id(variable) not in masked or masked[id(variable)].axis != axis:
                 raise ValueError(
                     "`row_learning_rates` must name tables that `trainable_rows` names. Received: "
@@ -99,6 +105,7 @@ def _with_rates(target: Target, multipliers: np.ndarray) -> Target:
             "To freeze a whole table set `trainable = False` on its layer."
         )
     rates = multipliers[kept]
+    _check_dtype(target.variable, rates)
     return target._replace(
         rows=Rows(kept, rows.num_rows), learning_rates=None if (rates == 1).all() else rates
     )
@@ -132,14 +139,27 @@ def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
         yield from ((rate, canonical(rows)) for rate, rows in rates.items())
         return
     array = np.asarray(rates)
-    if array.ndim != 1 or array.dtype.kind not in "fiu":
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "fiu":
         raise TypeError(
             f"The multipliers for {describe(target)} must be a mapping from multiplier to rows, "
             "or an array of one number for each row of the table. "
             f"Received: {shorten(rates)}"
         )
-    for rate in np.unique(array):
-        yield float(rate), np.flatnonzero(array == rate)
+    order = np.argsort(array, kind="stable")
+    values, starts = np.unique(array[order], return_index=True)
+    for rate, ids in zip(values, np.split(order, starts[1:]), strict=True):
+        yield float(rate), ids
+
+
+def _check_dtype(variable: keras.Variable, rates: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        held = rates.astype(tf.as_dtype(variable.dtype).as_numpy_dtype).astype(float)
+    lost = rates[~np.isfinite(held) | (held == 0)]
+    if len(lost):
+        raise ValueError(
+            f"A multiplier for {variable.path!r} must be a number that its dtype {variable.dtype} "
+            f"can hold. Received: {lost[0]}, which is {held[rates == lost[0]][0]} there."
+        )
 
 
 def _check_rate(target: Any, rate: Any) -> None:

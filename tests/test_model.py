@@ -335,3 +335,26 @@ def test_without_any_argument_nothing_is_compiled_and_nothing_trains():
     model.compile()
     with pytest.raises(ValueError, match="must call `compile"):
         model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+
+
+def test_a_compile_that_is_refused_changes_nothing():
+    words = keras.layers.Embedding(5, 2)
+    model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
+    model.compile("adam", loss="mse", trainable_rows={words: [1]})
+    optimizer = model.optimizer
+    with pytest.raises(ValueError, match="matches none"):
+        model.compile("sgd", loss="mae", trainable_rows={"nope": [1]})
+    assert model.optimizer is optimizer
+    assert model.loss == "mse"
+
+
+@pytest.mark.parametrize("as_given", [lambda one: one, lambda one: [[one]]], ids=["bare", "nested"])
+def test_callbacks_may_be_nested_as_in_keras(as_given):
+    words = keras.layers.Embedding(5, 2)
+    model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
+    averaging = keras.optimizers.Adam(use_ema=True)
+    model.compile(averaging, loss="mse", trainable_rows={words: [1]})
+    x, y = np.array([[0, 1, 2]]), np.ones((1, 3, 2))
+    model.fit(x, y, verbose=0, callbacks=as_given(keras.callbacks.TerminateOnNaN()))
+    with pytest.raises(ValueError, match="SwapEMAWeights"):
+        model.fit(x, y, verbose=0, callbacks=as_given(keras.callbacks.SwapEMAWeights()))

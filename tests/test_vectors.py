@@ -2,6 +2,7 @@
 
 import gzip
 import inspect
+import logging
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,13 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 words = st.text(st.characters(codec="utf-8", exclude_characters=" \n"), min_size=1, max_size=6)
 # No float of these has a byte that is a space or begins a word anew.
 plain_floats = st.sampled_from([0.0, 0.5, -1.0, 3.0, 1e-3])
+
+
+@pytest.fixture(autouse=True)
+def _quiet_gensim(caplog):
+    """Gensim names words that cannot be decoded in its log, which no report of a test can hold."""
+    with caplog.at_level(logging.ERROR, "gensim"):
+        yield
 
 
 class VectorFile(NamedTuple):

@@ -20,8 +20,8 @@ class UnfreezeSchedule(keras.callbacks.Callback):
     `Rows.union`. Rows that stay keep their state, rows that join start with
     fresh state, and rows that leave are frozen at once.
 
-    Before the first of these epochs the rows train that the optimizer was
-    made with. Training that is resumed, by `initial_epoch` or from a backup,
+    Before the first of these epochs the rows train that trained before
+    `fit`. Training that is resumed, by `initial_epoch` or from a backup,
     goes on with the rows of the latest epoch that is named, up to its own. A
     backup restores optimizer state for rows that the optimizer is made with:
     name all rows of the schedule there to resume exactly.

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from maskedgrad import MaskedOptimizer
+from maskedgrad import MaskedModel, MaskedOptimizer
 from tests.properties.strategies import (
     TABLE_PATH,
     assert_same_bits,
@@ -44,7 +44,8 @@ def test_a_row_moves_by_its_share_of_every_optimizers_step(cls, data):
         except Exception:
             reject()  # no law where the bare optimizer does not work either
         moved = before + shares * (compact.value - before)
-        compact.assign(tf.where(shares == 1, compact.value, moved))
+        whole = tf.logical_or(shares == 1, compact.value == before)
+        compact.assign(tf.where(whole, compact.value, moved))
         optimizer.apply([gradient], [variable])
         frozen = np.setdiff1d(np.arange(len(rates)), trained)
         assert_same_bits(variable.numpy()[frozen], table.values[frozen], "frozen rows")
@@ -108,6 +109,47 @@ def test_multipliers_hold_for_rows_that_join_and_come_back_from_a_config():
     assert again.get_config() == optimizer.get_config()
 
 
+def test_a_row_that_the_inner_optimizer_leaves_keeps_its_bits():
+    values = np.array([[-np.inf, -0.0, 1.0]], "float32").T
+    variable = keras.Variable(values, name="table")
+    optimizer = MaskedOptimizer("sgd", {"table": slice(None)}, None, {"table": {0.5: [0, 1, 2]}})
+    optimizer.apply([tf.zeros((3, 1))], [variable])
+    assert_same_bits(variable, values, "rows")
+
+
+@pytest.mark.parametrize("saved", [[0], [0, 1, 2]])
+def test_state_that_was_saved_for_rows_of_multiplier_0_is_dropped(saved, tmp_path):
+    paths, models = tmp_path / "rows.weights.h5", []
+    for rows, rates in [(saved, {}), ([0, 1, 2], {0: [0]})]:
+        words = keras.layers.Embedding(4, 2, name="words")
+        model = MaskedModel(inputs := keras.Input((2,)), words(inputs))
+        model.compile(MaskedOptimizer("adam", {words: rows}, None, {words: rates}), loss="mse")
+        model.train_on_batch(np.array([[0, 1]]), np.ones((1, 2, 2)))
+        models.append(model)
+    models[0].save_weights(paths)
+    with pytest.warns(UserWarning, match="was saved with other trainable rows"):
+        models[1].load_weights(paths)
+    (rows,) = models[1].optimizer.trainable_rows.values()
+    assert list(rows) == [1, 2]
+    momenta = [
+        {tuple(row) for row in v.numpy()}
+        for model in models
+        for v in model.optimizer.variables
+        if v.path.endswith("momentum")
+    ]
+    if saved == [0, 1, 2]:
+        assert momenta[1] < momenta[0]
+
+
+def test_a_number_for_each_of_many_rows_takes_no_quadratic_time():
+    rates = np.linspace(0.1, 1, 300_000)
+    optimizer = MaskedOptimizer("sgd", {"table": [5]}, row_learning_rates={"table": rates})
+    variable = keras.Variable(np.ones((len(rates), 1), "float32"), name="table")
+    optimizer.learning_rate = 1.0
+    optimizer.apply([tf.ones(variable.shape)], [variable])
+    assert variable.numpy()[5, 0] == np.float32(1) + np.float32(rates[5]) * np.float32(-1)
+
+
 def test_final_values_are_set_whole():
     variable = keras.Variable(np.ones((2, 1), "float32"), name="table")
     averaging = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
@@ -128,6 +170,7 @@ def test_final_values_are_set_whole():
         ({"table": {True: [0]}}, ValueError, "finite number"),
         ({"table": [[1.0]]}, TypeError, "one number for each row"),
         ({"table": {0.5: [-1]}}, ValueError, "must not be negative"),
+        ({"table": []}, TypeError, "one number for each row"),
         ({3: {0.5: [1]}}, TypeError, "A target must be"),
     ],
 )
@@ -145,6 +188,9 @@ def test_nonsense_is_refused_at_once(rates, error, message):
         ({"other": {0.5: [0]}}, "must name tables that `trainable_rows` names"),
         ({"gone": {0.5: [0]}}, "matches none"),
         ({"table": {0: [0]}}, "No row of 'table' trains"),
+        ({"table": {0: [0]}, "tabl.": {0.5: [0]}}, "Two targets of `row_learning_rates`"),
+        ({"table": {1e39: [0]}}, "dtype float32 can hold"),
+        ({"table": {1e-60: [0]}}, "dtype float32 can hold"),
     ],
 )
 def test_what_does_not_fit_the_table_is_refused_when_the_optimizer_is_built(rates, message):
