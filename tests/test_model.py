@@ -358,3 +358,7 @@ def test_callbacks_may_be_nested_as_in_keras(as_given):
     model.fit(x, y, verbose=0, callbacks=as_given(keras.callbacks.TerminateOnNaN()))
     with pytest.raises(ValueError, match="SwapEMAWeights"):
         model.fit(x, y, verbose=0, callbacks=as_given(keras.callbacks.SwapEMAWeights()))
+
+
+def test_keras_still_has_the_method_that_lets_a_model_train_on_several_machines():
+    assert callable(keras.Model._maybe_symbolic_build)
