@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import read_sparsely
+from maskedgrad.compact import read_sparsely, reads_sparsely
 from maskedgrad.rows import Rows
 from maskedgrad.table_patch import InPlace, TablePatch, patches_in, read_rows, strategy_of
 
@@ -72,7 +72,7 @@ def _look_up_sparsely(model: keras.Model, variables: Sequence[keras.Variable]) -
     See `read_sparsely`. What the model has traced reads densely, so it traces
     again; where it is training this goes on with the next step.
     """
-    dense = [variable for variable in variables if not hasattr(variable, "sparse_read")]
+    dense = [variable for variable in variables if not reads_sparsely(variable)]
     for variable in dense:
         read_sparsely(variable)
     for kind in ("train", "test", "predict"):

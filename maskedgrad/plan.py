@@ -90,22 +90,28 @@ class Plan:
         """`trainable_rows`, by what names a table in a model that is loaded."""
         if not self.tables:
             return self.trainable_rows
-        place = {id(variable): place for place, variable in enumerate(self.variables)}
-        return {
-            SavedTarget(table.variable.path, place[id(table.variable)], table.axis): table.rows
-            for table in self.tables
-        }
+        return {self._saved(table): table.rows for table in self.tables}
 
     def saved_learning_rates(self) -> dict[Any, Any]:
         """`row_learning_rates`, by what names a table in a model that is loaded."""
         if not self.tables or not self.row_learning_rates:
             return self.row_learning_rates
-        place = {id(variable): place for place, variable in enumerate(self.variables)}
         return {
-            SavedTarget(target.variable.path, place[id(target.variable)], target.axis): rates
+            self._saved(target): rates
             for given, rates in self.row_learning_rates.items()
             for target in resolve_targets({given: slice(None)}, self.variables)
         }
+
+    def targets(self) -> list[Target]:
+        """The tables that are masked, with what trains of them and how fast."""
+        return [
+            Target(table.variable, table.rows, table.axis, table.learning_rates)
+            for table in self.tables
+        ]
+
+    def _saved(self, table: Target | MaskedTable) -> SavedTarget:
+        ids = [id(variable) for variable in self.variables]
+        return SavedTarget(table.variable.path, ids.index(id(table.variable)), table.axis)
 
     def gather(self) -> None:
         """Copies the trainable rows of every table to its compact variable."""

@@ -168,10 +168,7 @@ def masked_tables(model: keras.Model) -> list[Target]:
     if optimizer.built:
         # Asked for `trainable_rows`, an optimizer that was loaded with state of other rows drops
         # the state of those that do not train now. Who only looks must not make it do so.
-        return [
-            Target(table.variable, table.rows, table.axis, table.learning_rates)
-            for table in optimizer._plan.tables
-        ]
+        return optimizer._plan.targets()
     if not model.built:
         return []
     return optimizer._plan.resolve(optimizer.trainable_rows, model.trainable_variables)

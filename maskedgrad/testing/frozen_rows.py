@@ -92,7 +92,7 @@ def _targets_of(optimizer: MaskedOptimizer, variables: Sequence[keras.Variable])
     given = optimizer.trainable_rows
     if not optimizer.built:
         return optimizer._plan.resolve(given, variables)
-    return [Target(table.variable, table.rows, table.axis) for table in optimizer._plan.tables]
+    return optimizer._plan.targets()
 
 
 def _targets(model_or_variable: Any, rows: Any) -> list[Target]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maskedgrad import MaskedModel, MaskedOptimizer
+from maskedgrad.testing import bits
 
 NUM_ROWS, WIDTH, LENGTH = 20, 4, 5
 IDS = [3, 7]
@@ -34,12 +35,6 @@ def compiled_model(model_class=MaskedModel, optimizer="adamw", **compile_options
     options = {"loss": "mse", **compile_options}
     model.compile(MaskedOptimizer(optimizer, {words: IDS}), **options)
     return model, words
-
-
-def bits(array) -> np.ndarray:
-    """The bits of an array of numbers, for comparison."""
-    array = np.ascontiguousarray(array)
-    return array.view(f"uint{8 * array.itemsize}")
 
 
 def assert_only_trained(before, after, ids=IDS) -> None:
