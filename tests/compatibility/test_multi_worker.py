@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from maskedgrad.cli.local_workers import local_workers
+from maskedgrad.testing import assert_same_bits
+from tests.compatibility.helpers import assert_only_trained
 from tests.compatibility.table import refused, works
 from tests.multi_worker import training
 from tests.multi_worker.training import IDS, MATRIX, NUM_ROWS
@@ -81,17 +83,15 @@ def of(workers):
     return [json.loads(str(worker["json"])) for worker in workers]
 
 
-def assert_same_bits_on_workers(workers):
-    first, *others = workers
-    for other in others:
-        assert first.keys() == other.keys()
-        for name in first.keys() - {"json"}:
-            assert first[name].tobytes() == other[name].tobytes(), name
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"json"}:
+        assert_same_bits(one[name], other[name], name)
 
 
-def assert_only_trained(table, ids=IDS):
-    changed = (table.view("uint32") != MATRIX.view("uint32")).any(axis=1)
-    assert np.flatnonzero(changed).tolist() == ids
+def assert_same_on_all(workers):
+    for worker in workers[1:]:
+        assert_same(worker, workers[0])
 
 
 def assert_like_alone(worker, alone):
@@ -105,17 +105,15 @@ def assert_like_alone(worker, alone):
 @pytest.mark.parametrize("name", SAME_AS_ALONE)
 def test_workers_hold_the_same_bits_and_train_what_one_process_trains(two_workers, name):
     workers = two_workers[name]
-    assert_same_bits_on_workers(workers)
-    assert_only_trained(workers[0]["table"], [3, 7, 8, 9] if name == "rows_change" else IDS)
+    assert_same_on_all(workers)
+    ids = [3, 7, 8, 9] if name == "rows_change" else IDS
+    assert_only_trained(MATRIX, workers[0]["table"], ids)
     assert_like_alone(workers[0], getattr(training, name)(None))
 
 
 @works(*MULTI_WORKER)
 def test_where_sums_have_no_rounding_the_bits_are_those_of_one_process(two_workers):
-    alone = training.exact_sums(None)
-    for worker in two_workers["exact_sums"]:
-        for name in alone.keys() - {"json"}:
-            assert worker[name].tobytes() == alone[name].tobytes(), name
+    assert_same_on_all([training.exact_sums(None), *two_workers["exact_sums"]])
 
 
 @works(*MULTI_WORKER)
@@ -136,12 +134,7 @@ def test_all_workers_return_the_same_history_which_is_that_of_one_process(two_wo
     "Steps are made one by one, and callbacks are called for several at once.",
 )
 def test_several_steps_in_one_call_are_as_many_calls(two_workers):
-    one_by_one, together = (
-        two_workers["functional_model"][0],
-        two_workers["several_steps_a_call"][0],
-    )
-    for name in one_by_one.keys() - {"json"}:
-        assert one_by_one[name].tobytes() == together[name].tobytes(), name
+    assert_same(two_workers["several_steps_a_call"][0], two_workers["functional_model"][0])
 
 
 @works(*MULTI_WORKER)
@@ -213,8 +206,8 @@ def test_tables_of_other_shapes_are_refused_when_they_are_made(tmp_path):
 def test_four_workers_train_what_one_process_trains(tmp_path):
     names = ["functional_model", "no_trainable_id_on_one_worker"]
     for name, workers in trained(tmp_path, 4, *names).items():
-        assert_same_bits_on_workers(workers)
-        assert_only_trained(workers[0]["table"])
+        assert_same_on_all(workers)
+        assert_only_trained(MATRIX, workers[0]["table"], IDS)
         assert_like_alone(workers[0], getattr(training, name)(None))
 
 
@@ -228,8 +221,7 @@ def test_training_goes_on_from_the_backup_after_a_worker_was_killed(tmp_path):
     assert "/job:worker/replica:0/task:1" in outputs[0]
     (resumed,) = trained(tmp_path, 2, "backed_up").values()
     assert [each["epochs"] for each in of(resumed)] == [[1, 2, 3]] * 2
-    for name in resumed[0].keys() - {"json"}:
-        assert resumed[0][name].tobytes() == uninterrupted[0][name].tobytes(), name
+    assert_same(resumed[0], uninterrupted[0])
 
 
 @works(*KILLED)

@@ -363,6 +363,7 @@ def traffic(strategy):
 def main(folder, *names):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     for name in names:
+        keras.utils.clear_session(free_memory=False)  # variables are compared by their paths
         arrays = globals()[name](strategy)
         if arrays is not None:
             np.savez(Path(folder) / f"{name} {worker_index(strategy)}.npz", **arrays)
