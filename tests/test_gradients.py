@@ -52,6 +52,8 @@ def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data
         assert not masked.numpy()[table.frozen].any()
 
 
-def test_gradients_and_variables_must_be_of_one_length():
-    with pytest.raises(ValueError, match="one length"):
-        mask_gradients([None], [], {"table": [1]})
+@pytest.mark.parametrize("num_gradients", [0, 2])
+def test_gradients_and_variables_must_be_of_one_length(num_gradients):
+    table = keras.Variable([[1.0], [2.0]], name="table")
+    with pytest.raises(ValueError, match="of one length"):
+        mask_gradients([None] * num_gradients, [table], {"table": [1]})
