@@ -71,6 +71,7 @@ TESTS = {
     ],
     "maskedgrad/patch.py": [
         "tests/test_patch.py",
+        "tests/test_along_axis.py::test_a_row_patch_holds_rows_of_the_first_axis_only",
         # These compare times, or take theirs over what the other files of the patch do.
         *("-k", "not switch_nor_a_prediction and not flipped_bit and not chunks"),
     ],

@@ -26,6 +26,20 @@ def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
         assert_same_bits(actual, expected, "the compact gradient")
 
 
+def test_slices_are_not_made_dense():
+    num_rows = 1000
+    slices = tf.IndexedSlicesSpec([num_rows, 3], "float32", "int32", "int32", [None])
+    rows = Rows([1, 5], num_rows)
+
+    @tf.function
+    def select(gradient, positions):
+        return compact_gradient(gradient, tf.constant(rows.ids), positions)
+
+    graph = select.get_concrete_function(slices, tf.TensorSpec([num_rows], "int32")).graph
+    computed = [op for op in graph.get_operations() if op.type != "Placeholder"]
+    assert not [op for op in computed for out in op.outputs if num_rows in out.shape.as_list()]
+
+
 @cheap
 @given(data=st.data(), in_graph=st.booleans())
 def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data, in_graph):

@@ -335,7 +335,7 @@ def test_a_step_is_traced_again_for_other_rows_and_for_nothing_else():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda inputs, outputs: MaskedModel(inputs, outputs),
+        MaskedModel,
         lambda inputs, outputs: MaskedModel(inputs, outputs=outputs),
         lambda inputs, outputs: MaskedModel(inputs=inputs, outputs=outputs, name="named"),
     ],
