@@ -60,7 +60,6 @@ TESTS = {
         "tests/test_graph.py::test_a_step_is_smaller_than_the_table_that_is_named_by_its_path",
         "tests/test_graph.py::test_a_function_that_may_make_no_variable_trains_all_the_same",
         "tests/test_graph.py::test_a_step_that_builds_the_model_is_smaller_than_the_table",
-        "tests/test_resume.py::test_a_checkpointed_model_goes_on",
         # Training of many kinds, which says no more of this file than what is left.
         *("-k", "not rows_that_join and not a_row_moves and not each_row and not compiled_again"),
     ],

@@ -28,14 +28,15 @@ def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
 
 def test_slices_are_not_made_dense():
     num_rows = 1000
-    slices = tf.IndexedSlicesSpec([num_rows, 3], "float32", "int32", "int32", [None])
     rows = Rows([1, 5], num_rows)
 
     @tf.function
-    def select(gradient, positions):
-        return compact_gradient(gradient, tf.constant(rows.ids), positions)
+    def select(values, indices, positions):
+        slices = tf.IndexedSlices(values, indices, tf.constant([num_rows, 3]))
+        return compact_gradient(slices, tf.constant(rows.ids), positions)
 
-    graph = select.get_concrete_function(slices, tf.TensorSpec([num_rows], "int32")).graph
+    shapes = ([4, 3], "float32"), ([4], "int32"), ([num_rows], "int32")
+    graph = select.get_concrete_function(*(tf.TensorSpec(*shape) for shape in shapes)).graph
     computed = [op for op in graph.get_operations() if op.type != "Placeholder"]
     assert not [op for op in computed for out in op.outputs if num_rows in out.shape.as_list()]
 

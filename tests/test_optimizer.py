@@ -293,6 +293,40 @@ def test_tf_gather_still_asks_what_it_reads_for_a_sparse_read():
     assert "GatherV2" not in reads
 
 
+@pytest.mark.parametrize(("by_path", "traces"), [(False, ["sparse"]), (True, ["dense", "sparse"])])
+def test_a_step_is_traced_again_where_the_first_trace_read_the_table_whole(by_path, traces):
+    seen = []
+
+    class Traced(keras.Model):
+        def train_step(self, data):
+            seen.append("sparse" if hasattr(words.embeddings, "sparse_read") else "dense")
+            return super().train_step(data)
+
+    words = keras.layers.Embedding(6, 3)
+    model = Traced(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+    target = words.embeddings.path if by_path else words
+    model.compile(MaskedOptimizer("sgd", {target: IDS}), loss="mse")
+    model.fit(np.zeros((2, 3)), np.zeros((2, 3, 3)), verbose=0)
+    assert seen == traces
+
+
+def test_a_function_that_cannot_be_traced_again_stops_before_it_trains_nothing():
+    layer, made = keras.layers.Embedding(6, 3), []
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+
+    @tf.function
+    def step(ids):
+        if not made:  # a first value that TensorFlow cannot make before it runs the function
+            made.append(tf.Variable(tf.reduce_sum(ids)))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        gradients = tape.gradient(loss, layer.trainable_variables)
+        optimizer.apply(gradients, layer.trainable_variables)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="held no value yet"):
+        step(tf.constant(IDS))
+
+
 # ---- bad input ----
 
 

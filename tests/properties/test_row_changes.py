@@ -194,7 +194,7 @@ BATCH = np.arange(6).reshape(2, 3), np.ones((2, 1))
 def loaded_with_other_rows(path):
     """A model of rows 1, 2 and 3 that has loaded the state of one of rows 0 and 1, and that one."""
     model, words = small_model(MaskedModel)
-    model.compile("adam", loss="mse", trainable_rows={words: [0, 1]})
+    model.compile("adam", loss="mse", trainable_rows={words: [0, 1]}, run_eagerly=True)
     model.train_on_batch(*BATCH)
     model.save(path)
     loaded, words = small_model(MaskedModel)
