@@ -65,8 +65,15 @@ TESTS = {
     ],
     "maskedgrad/model.py": [
         "tests/test_model.py",
-        "tests/test_summary.py",
-        *("-k", "test_model and (not any_model and not at_all or eager and functional)"),
+        "tests/test_summary.py::test_a_masked_model_has_it_as_its_own_summary",
+        "tests/test_graph.py::test_a_step_is_smaller_than_the_table_that_is_named_by_its_path",
+        # One way of running and of scaling the loss; all of them take minutes. And no training
+        # by other code than this file's, or of other tables.
+        *(
+            "-k",
+            "not (any_model or at_all or by_hand or regularizer or tied or kernel or twice)"
+            " or eager and functional or graph-inf-outside",
+        ),
     ],
     "maskedgrad/patch.py": [
         "tests/test_patch.py",
@@ -76,20 +83,19 @@ TESTS = {
     ],
 }
 
-# For each comparison the ones next to it. What the others break, these break too
-# (Kaminski, Ammann and Offutt, 2011: three of the seven tell as much as all of them).
+# For each comparison its opposite, and those that differ from it in one of `<`, `=` and `>`.
 COMPARISONS = {
     "Eq": {"NotEq", "LtE", "GtE"},
     "NotEq": {"Eq", "Lt", "Gt"},
-    "Lt": {"LtE", "NotEq", "GtE"},
-    "LtE": {"Lt", "Eq", "Gt"},
-    "Gt": {"GtE", "NotEq", "LtE"},
-    "GtE": {"Gt", "Eq", "Lt"},
+    "Lt": {"GtE", "LtE", "NotEq"},
+    "LtE": {"Gt", "Lt", "Eq"},
+    "Gt": {"LtE", "GtE", "NotEq"},
+    "GtE": {"Lt", "Gt", "Eq"},
     "Is": {"IsNot"},
     "IsNot": {"Is"},
 }
-# Arithmetic becomes other arithmetic, not shifts and powers, which break more and are found sooner.
-# So with signs: they are left out, as `-1` becomes `-2` and `0` in any case.
+# Arithmetic becomes other arithmetic. Shifts, powers and bits break more, and are found sooner; so
+# are `~1` and `not 1` for `-1`. An `|` is that of a type here.
 ARITHMETIC = {"Add": {"Sub", "Mul"}, "Sub": {"Add", "Mul"}, "Mul": {"Add", "Div"}}
 
 

@@ -319,7 +319,7 @@ def test_a_patch_is_a_value():
     assert patch == RowPatch(dataclasses.replace(table, values=table.values.copy()))
     assert repr(patch) == "RowPatch({'words/embeddings': Rows('3,9', num_rows=40)})"
     assert patch != patch.checksum
-    for other in (
+    for change in (
         {"path": "tags"},
         {"rows": Rows([3, 8], NUM_ROWS)},
         {"rows": Rows([3, 9], NUM_ROWS + 1)},
@@ -327,7 +327,9 @@ def test_a_patch_is_a_value():
         {"original": None},
         {"digest": "0" * 64},
     ):
-        assert patch != RowPatch(dataclasses.replace(table, **other)), other
+        other = RowPatch(dataclasses.replace(table, **change))
+        assert patch != other, change
+        assert other != patch, change
     for array in (table.values, table.original, table.ids):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
