@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,11 +11,6 @@ import tensorflow as tf
 from maskedgrad.multi_worker import MultiWorkerSteps, returned
 from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
 from maskedgrad.summary import print_summary
-
-if TYPE_CHECKING:
-    from keras import Model as _Model
-else:
-    _Model = object
 
 
 class MaskedTrainStep(MultiWorkerSteps):

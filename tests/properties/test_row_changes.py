@@ -1,5 +1,7 @@
 """The set of trainable rows changes: rows move only while they train, and start fresh."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -159,31 +161,54 @@ def test_what_is_excluded_from_weight_decay_stays_excluded():
     assert_same_bits(table, VALUES, "the table")
 
 
-@pytest.mark.parametrize("rows", [{"table": [9]}, {"table": []}, {"other": [1]}, {"t.*|o.*": [1]}])
-def test_a_refused_change_changes_nothing(rows):
+NAMES = ["table", "other", "t.*|o.*"]
+REFUSED = [
+    (masked, named, rows)
+    for masked, named, rows in itertools.product(NAMES, NAMES, [(9,), (), (1,)])
+    if named != masked or rows != (1,)
+]
+
+
+@pytest.mark.parametrize(("masked", "named", "rows"), REFUSED)
+def test_a_refused_change_changes_nothing(masked, named, rows):
     table, other = keras.Variable(VALUES, name="table"), keras.Variable(VALUES, name="other")
-    optimizer = MaskedOptimizer("adam", {"table": [0]})
+    optimizer = MaskedOptimizer("adam", {masked: [0]})
     optimizer.build([table, other])
-    inner = optimizer.inner_optimizer
+    inner, before = optimizer.inner_optimizer, optimizer.trainable_rows
     with pytest.raises(ValueError, match=r"table|other"):
-        optimizer.set_trainable_rows(rows)
+        optimizer.set_trainable_rows({named: rows})
     assert optimizer.inner_optimizer is inner
-    assert optimizer.trainable_rows == {"table": Rows([0], 6)}
+    assert optimizer.trainable_rows == before
 
 
-def test_state_that_was_saved_with_other_rows_is_carried_over(tmp_path):
+def test_rows_that_no_table_can_have_are_refused_before_there_is_a_table():
+    optimizer = MaskedOptimizer("adam", {"table": [0]})
+    with pytest.raises(ValueError, match="negative"):
+        optimizer.set_trainable_rows({"table": [-1]})
+    assert optimizer.trainable_rows == {"table": [0]}
+
+
+BATCH = np.arange(6).reshape(2, 3), np.ones((2, 1))
+
+
+def loaded_with_other_rows(path):
+    """A model of rows 1, 2 and 3 that has loaded the state of one of rows 0 and 1, and that one."""
     model, words = small_model(MaskedModel)
-    batch = np.arange(6).reshape(2, 3), np.ones((2, 1))
-    model.compile("adam", loss="mse", trainable_rows={words: [0, 1]})
-    model.train_on_batch(*batch)
-    model.save(tmp_path / "model.keras")
-    saved = [variable.numpy() for variable in model.optimizer.variables]
-
+    model.compile("adam", loss="mse", trainable_rows={words: [0, 1]}, run_eagerly=True)
+    model.train_on_batch(*BATCH)
+    model.save(path)
     loaded, words = small_model(MaskedModel)
     loaded.compile("adam", loss="mse", trainable_rows={words: [1, 2, 3]})
     loaded.optimizer.build(loaded.trainable_variables)
     with pytest.warns(UserWarning, match="1 rows keep their state, and 2 start fresh"):
-        loaded.load_weights(tmp_path / "model.keras")
+        loaded.load_weights(path)
+    return loaded, model
+
+
+def test_state_that_was_saved_with_other_rows_is_carried_over(tmp_path):
+    loaded, model = loaded_with_other_rows(tmp_path / "model.keras")
+    saved = [variable.numpy() for variable in model.optimizer.variables]
+    words = loaded.get_layer("words")
     assert loaded.optimizer.trainable_rows == {"words/embeddings": Rows([1, 2, 3], 6)}
     for slot, value in zip(loaded.optimizer.variables, saved, strict=True):
         if slot.shape == (3, 2):
@@ -192,6 +217,33 @@ def test_state_that_was_saved_with_other_rows_is_carried_over(tmp_path):
         else:
             assert_same_bits(slot, value, slot.path)
     before = words.embeddings.numpy()
-    loaded.train_on_batch(*batch)
+    loaded.train_on_batch(*BATCH)
     changed = (words.embeddings.numpy() != before).any(axis=1)
     assert np.flatnonzero(changed).tolist() == [1, 2, 3]
+
+
+ASKED_FIRST = {
+    "trainable_rows": lambda optimizer, variables: optimizer.trainable_rows,
+    "variables": lambda optimizer, variables: optimizer.variables,
+    "get_config": lambda optimizer, variables: optimizer.get_config(),
+    "apply": lambda optimizer, variables: optimizer.apply(
+        [tf.ones(variable.shape) for variable in variables], variables
+    ),
+    "finalize": lambda optimizer, variables: optimizer.finalize_variable_values(variables),
+    "save": lambda optimizer, variables: optimizer.save_own_variables({}),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED_FIRST.values(), ids=ASKED_FIRST)
+def test_whatever_is_asked_first_after_loading_is_told_of_the_rows_that_train(ask, tmp_path):
+    model, _ = loaded_with_other_rows(tmp_path / "model.keras")
+    optimizer = model.optimizer
+    ask(optimizer, model.trainable_variables)
+    shapes = {tuple(v.shape) for v in optimizer.inner_optimizer.variables if "words" in v.path}
+    assert shapes == {(3, 2)}
+
+
+def test_rows_that_are_set_after_loading_train(tmp_path):
+    model, _ = loaded_with_other_rows(tmp_path / "model.keras")
+    model.optimizer.set_trainable_rows({"words/embeddings": [4, 5]})
+    assert model.optimizer.trainable_rows == {"words/embeddings": Rows([4, 5], 6)}
