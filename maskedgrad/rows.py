@@ -1,11 +1,14 @@
 """`Rows`: a set of row ids of a table."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maskedgrad.vocabulary import ids_by_word, row_ids
+
+MAX_ID = np.iinfo(np.int64).max
 
 
 class Rows:
@@ -151,19 +154,20 @@ class Rows:
         return f"Rows({text!r}, num_rows={self._num_rows})"
 
 
-def canonical(rows: Any) -> "slice | np.ndarray | Rows":
+def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
     """`rows` validated as far as that goes without the length of the table.
 
     Returns:
-        A slice, a `Rows`, or an array of rank 1 that is boolean (a mask) or
-        int64, ascending and unique (ids).
+        A slice, a `Rows`, an ascending `range`, or an array of rank 1 that is
+        boolean (a mask) or int64, ascending and unique (ids).
     """
-    if isinstance(rows, (Rows, slice)):
+    if isinstance(rows, Rows):
         return rows
+    if isinstance(rows, slice):
+        return _checked_slice(rows)
     if isinstance(rows, range):
-        array = np.arange(rows.start, rows.stop, rows.step)
-    else:
-        array = _to_array(rows)
+        return _checked_range(rows)
+    array = _to_array(rows)
     if array.ndim != 1:
         raise ValueError(
             "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
@@ -173,7 +177,7 @@ def canonical(rows: Any) -> "slice | np.ndarray | Rows":
         return array
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise TypeError(
             "Row ids must be integers, and a mask must be boolean. "
             f"Received dtype {array.dtype}: {shorten(rows)}. "
@@ -181,9 +185,11 @@ def canonical(rows: Any) -> "slice | np.ndarray | Rows":
             "ids that were read as floats, by `ids.astype(int)`."
         )
     if array.min() < 0:
+        raise _negative(array[array < 0])
+    if array.max() > MAX_ID:
         raise ValueError(
-            f"Row ids must not be negative. Received: {shorten(array[array < 0])}. "
-            "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
+            f"Row ids must not be above {MAX_ID}, since no table has such rows. "
+            f"Received: {shorten(array[array > MAX_ID])}"
         )
     ids, counts = np.unique(array.astype(np.int64), return_counts=True)
     if len(ids) != len(array):
@@ -202,7 +208,10 @@ def encode_rows(rows: Any) -> dict[str, Any]:
         return rows.get_config()
     if isinstance(rows, slice):
         parts = [rows.start, rows.stop, rows.step]
-        return {"rows": ":".join("" if part is None else str(part) for part in parts)}
+        numbers = ["" if part is None else str(operator.index(part)) for part in parts]
+        return {"rows": ":".join(numbers)}
+    if isinstance(rows, range):
+        return {"rows": _to_text(np.array(rows, dtype=np.int64))}
     if rows.dtype == bool:
         return Rows(rows, len(rows)).get_config()
     return {"rows": _to_text(rows)}
@@ -215,9 +224,11 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
     return _from_text(config["rows"])
 
 
-def _ids(rows: "slice | np.ndarray | Rows", num_rows: int) -> np.ndarray:
+def _ids(rows: "slice | range | np.ndarray | Rows", num_rows: int) -> np.ndarray:
     if isinstance(rows, slice):
         return np.sort(np.arange(num_rows, dtype=np.int64)[rows])
+    if isinstance(rows, range):
+        return _ids_of_range(rows, num_rows)
     if isinstance(rows, Rows):
         _check_length("a `Rows`", rows.num_rows, num_rows)
         return rows.ids
@@ -225,11 +236,49 @@ def _ids(rows: "slice | np.ndarray | Rows", num_rows: int) -> np.ndarray:
         _check_length("a boolean mask", len(rows), num_rows)
         return np.flatnonzero(rows)
     if len(rows) and rows[-1] >= num_rows:
-        raise ValueError(
-            f"Row ids must be below {num_rows}, the number of rows of the table. "
-            f"Received: {shorten(rows[rows >= num_rows])}"
-        )
+        raise _too_large(rows[rows >= num_rows], num_rows)
     return rows
+
+
+def _ids_of_range(rows: range, num_rows: int) -> np.ndarray:
+    # A range is made into ids only once it is known to be no longer than the table.
+    if not rows:
+        return np.zeros(0, dtype=np.int64)
+    if rows[-1] >= num_rows:
+        raise _too_large(rows, num_rows)
+    return np.arange(rows[0], rows[-1] + 1, min(rows.step, num_rows), dtype=np.int64)
+
+
+def _checked_slice(rows: slice) -> slice:
+    try:
+        rows.indices(0)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"A slice of rows must be of whole numbers or None, and its step not 0. "
+            f"Received: {shorten(rows)}"
+        ) from error
+    return rows
+
+
+def _checked_range(rows: range) -> range:
+    ascending = rows if rows.step > 0 else rows[::-1]
+    if ascending and ascending[0] < 0:
+        raise _negative(rows)
+    return ascending
+
+
+def _negative(ids: Any) -> ValueError:
+    return ValueError(
+        f"Row ids must not be negative. Received: {shorten(ids)}. "
+        "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
+    )
+
+
+def _too_large(ids: Any, num_rows: int) -> ValueError:
+    return ValueError(
+        f"Row ids must be below {num_rows}, the number of rows of the table. "
+        f"Received: {shorten(ids)}"
+    )
 
 
 def _to_array(rows: Any) -> np.ndarray:
@@ -259,7 +308,10 @@ def _check_length(what: str, length: int, num_rows: int) -> None:
 
 def shorten(value: Any) -> str:
     """How error messages show a value."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

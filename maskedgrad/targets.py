@@ -343,9 +343,9 @@ def _check_one_length(target: AlongAxis, variables: list[keras.Variable]) -> Non
 def _matching(pattern: str, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     try:
         return [v for v in variables if re.fullmatch(pattern, v.path)]
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(
-            f"{pattern!r} is neither the path of a variable nor a regular expression "
+            f"{shorten(pattern)} is neither the path of a variable nor a regular expression "
             f"({error}). The paths are{_listing(variables)}"
         ) from error
 
