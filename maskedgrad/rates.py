@@ -88,12 +88,26 @@ def encode_row_learning_rates(row_learning_rates: Mapping[Any, Any]) -> list[dic
 
 
 def decode_row_learning_rates(config: Sequence[Mapping[str, Any]]) -> dict[Any, Any]:
-    """The inverse of `encode_row_learning_rates`, by multiplier."""
+    """The inverse of `encode_row_learning_rates`, by multiplier.
+
+    Raises:
+        TypeError, ValueError: `config` is not what `encode_row_learning_rates` returns.
+    """
+    if not isinstance(config, (list, tuple)) or not all(map(_is_group, config)):
+        raise ValueError(
+            "The config of learning rates by rows must be a list of mappings, each with a number "
+            f"as learning_rate, and rows. Received: {shorten(config)}"
+        )
     decoded: dict[Any, dict[float, Any]] = {}
     for group in config:
         for target, rows in decode_trainable_rows(group["rows"]).items():
             decoded.setdefault(target, {})[group["learning_rate"]] = rows
     return decoded
+
+
+def _is_group(group: Any) -> bool:
+    is_group = isinstance(group, Mapping) and "rows" in group
+    return is_group and isinstance(group.get("learning_rate"), (int, float))
 
 
 def _with_rates(target: Target, multipliers: np.ndarray) -> Target:

@@ -8,6 +8,7 @@ import numpy as np
 
 from maskedgrad.vocabulary import ids_by_word, row_ids
 
+MAX_NUM_IDS = np.iinfo(np.int32).max
 MAX_ID = np.iinfo(np.int64).max
 
 
@@ -126,8 +127,13 @@ class Rows:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Rows":
-        """The inverse of `get_config`."""
-        return cls(_from_text(config["rows"]), config["num_rows"])
+        """The inverse of `get_config`.
+
+        Raises:
+            TypeError, ValueError: `config` is not what `get_config` returns.
+        """
+        _check_config(config, "rows", "num_rows")
+        return cls(_ids_from_text(config["rows"]), config["num_rows"])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -218,10 +224,34 @@ def encode_rows(rows: Any) -> dict[str, Any]:
 
 
 def decode_rows(config: Mapping[str, Any]) -> Any:
-    """The inverse of `encode_rows`."""
+    """The inverse of `encode_rows`.
+
+    Raises:
+        TypeError, ValueError: `config` is not what `encode_rows` returns.
+    """
+    _check_config(config, "rows")
     if "num_rows" in config:
         return Rows.from_config(config)
-    return _from_text(config["rows"])
+    text = config["rows"]
+    return (
+        _slice_from_text(text) if text.count(":") == 2 and "," not in text else _ids_from_text(text)
+    )
+
+
+def _check_config(config: Any, *names: str) -> None:
+    is_config = isinstance(config, Mapping) and isinstance(config.get("rows"), str)
+    if not is_config or not all(name in config for name in names):
+        raise ValueError(
+            f"The config of rows must be a mapping that has {' and '.join(names)}, and rows as "
+            f"text such as '2,7,10:20'. Received: {shorten(config)}"
+        )
+
+
+def _not_rows(text: str) -> ValueError:
+    return ValueError(
+        "The text of rows must be ascending ids and runs of them, such as '2,7,10:20', at most "
+        f"{MAX_NUM_IDS} in all, or one slice such as '-3::'. Received: {shorten(text)}"
+    )
 
 
 def _ids(rows: "slice | range | np.ndarray | Rows", num_rows: int) -> np.ndarray:
@@ -326,13 +356,29 @@ def _to_text(ids: np.ndarray) -> str:
     )
 
 
-def _from_text(text: str) -> "slice | np.ndarray":
-    """The inverse of `_to_text`, and of a single slice such as `"-3::"`."""
-    if text.count(":") == 2 and "," not in text:
+def _slice_from_text(text: str) -> slice:
+    """A slice of text such as `"-3::"`."""
+    try:
         return slice(*(int(n) if n else None for n in text.split(":")))
-    runs = [part.partition(":") for part in text.split(",")] if text else []
-    starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
-    stops = [int(stop) if colon else int(start) + 1 for start, colon, stop in runs]
-    lengths = np.array(stops, dtype=np.int64) - starts
+    except ValueError as error:
+        raise _not_rows(text) from error
+
+
+def _ids_from_text(text: str) -> np.ndarray:
+    """The inverse of `_to_text`."""
+    try:
+        runs = [part.partition(":") for part in text.split(",")] if text else []
+        starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
+        stops = np.array(
+            [int(stop) if colon else int(start) + 1 for start, colon, stop in runs], dtype=np.int64
+        )
+    except (ValueError, OverflowError) as error:
+        raise _not_rows(text) from error
+    # Made into ids only if they are ascending and of a number that fits in `Rows.positions`:
+    # a few digits can name more ids than any memory holds.
+    is_ascending = (starts < stops).all() and (stops[:-1] <= starts[1:]).all()
+    if not is_ascending or (starts < 0).any() or (stops - starts).sum() > MAX_NUM_IDS:
+        raise _not_rows(text)
+    lengths = stops - starts
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(starts, lengths) + offsets

@@ -52,10 +52,22 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        self.model.load_weights(self._path)
-        with h5py.File(self._path) as backup:
-            # What `fit` starts from. Keras' own callback sets it too; nothing public does.
-            self.model._initial_epoch = int(backup.attrs["epoch"])
+        # What `fit` starts from. Keras' own callback sets it too; nothing public does.
+        self.model._initial_epoch = self._load()
+
+    def _load(self) -> int:
+        """Loads the weights of the backup, and returns the epoch to go on from."""
+        try:
+            with h5py.File(self._path) as backup:
+                epoch = int(backup.attrs["epoch"])
+            self.model.load_weights(self._path)
+        except Exception as error:  # neither HDF5 nor Keras says what it raises for damaged files
+            raise OSError(
+                f"Expected a backup of the model {self.model.name!r}. Received: "
+                f"{str(self._path)!r}, which is of another model or damaged ({error}). "
+                "Remove it to train from the beginning."
+            ) from error
+        return epoch
 
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras."""
