@@ -16,6 +16,7 @@ import re
 import struct
 import sys
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from maskedgrad.rates import decode_row_learning_rates
 from maskedgrad.saved_tables import matrix_file
 from maskedgrad.table_patch import TablePatch
 from maskedgrad.targets import decode_trainable_rows
+from tests.properties.strategies import assert_same_bits
 
 PATH = "words/embeddings"
 MODULES = {PATH: "model.embed_tokens"}
@@ -525,3 +527,159 @@ def test_the_config_of_an_optimizer(config):
         # Keras takes out of a config what it makes something of.
         optimizer = MaskedOptimizer.from_config(copy.deepcopy(config))
         assert isinstance(optimizer, MaskedOptimizer)
+
+
+def weights_with(shape=(7, 3), dtype="f4", chunks=None, **attributes) -> bytes:
+    """A file of weights that holds one table, which is not written to."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        table = file.create_dataset("layers/words/vars/0", shape, dtype, chunks=chunks)
+        table.attrs.update(attributes)
+    return content.getvalue()
+
+
+def refused(call, error, message: str) -> None:
+    """Raises unless a call raises an error, and needs a few megabytes at most for that."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=message):
+            call()
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("num_rows", [10**9, 10**12])
+def test_what_a_header_claims_is_not_allocated(folder, num_rows):
+    vectors, model, matrix = (folder / name for name in ("a.bin", "model.keras", "matrix.npy"))
+    np.save(folder / "source.npy", MATRIX)
+    vectors.write_bytes(b"1 %d\ncat ...." % num_rows)
+    refused(lambda: load_vectors(vectors, WORDS), ValueError, "too short")
+    zipped = vectors.with_name("a.bin.gz")
+    zipped.write_bytes(gzip.compress(vectors.read_bytes()))
+    refused(lambda: load_vectors(zipped, WORDS), ValueError, "too short")
+    for shape in ((num_rows, 3), (num_rows, 0)):
+        weights = weights_with(shape, chunks=(1, 1) if shape[1] else None)
+        model.write_bytes(saved_with(weights=weights))
+        refused(lambda: compare_files(model, folder / "source.npy"), ValueError, "must have")
+    lie = (folder / "source.npy").read_bytes().replace(b"(7, 3), }", b"(%d, 3), }" % num_rows)
+    matrix.write_bytes(lie)
+    refused(lambda: matrix_file(matrix), ValueError, "matrix.npy")
+    changed_header = with_header(
+        patch_file(),
+        lambda header: changed_at(header, [f"{PATH}/ids", "shape"], lambda _: [num_rows]),
+    )
+    (folder / "patch").write_bytes(changed_header)
+    refused(lambda: RowPatch.load(folder / "patch"), ValueError, "safetensors")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0:1000000000000", "0:9,1000000000:1000000000000", "5:1", "3,2", "1,1", "-2:1", "9" * 30],
+)
+def test_the_text_of_rows_is_ascending_ids_that_fit_in_memory(text):
+    refused(lambda: Rows.from_config({"rows": text, "num_rows": 10**12}), ValueError, "ascending")
+    refused(lambda: decode_trainable_rows({PATH: {"rows": text}}), ValueError, "ascending")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rows": "1:2"}, "rows and num_rows"),
+        ({"rows": 1, "num_rows": 3}, "text such as"),
+        (["rows"], "must be a mapping"),
+        ({"rows": "1::", "num_rows": 3}, "ascending"),
+    ],
+)
+def test_a_config_of_rows_that_lacks_something(config, message):
+    with pytest.raises(ValueError, match=message):
+        Rows.from_config(config)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"axis": "0"}, {"axis": True}, {"place": -2}, {"place": None}, {"place": 1.0}]
+)
+def test_a_target_in_a_config_has_an_axis_and_a_place(entry):
+    with pytest.raises(ValueError, match="A target in a config"):
+        decode_trainable_rows({PATH: {"rows": "1", **entry}})
+
+
+@pytest.mark.parametrize("config", [None, {}, ["rows"], [{"rows": {}}], [{"learning_rate": 1.0}]])
+def test_a_config_of_learning_rates_that_lacks_something(config):
+    with pytest.raises(ValueError, match="list of mappings"):
+        decode_row_learning_rates(config)
+
+
+def test_a_config_of_trainable_rows_is_a_mapping():
+    with pytest.raises(TypeError, match="mapping from path"):
+        decode_trainable_rows([PATH])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": ...}, "without .'name'."),
+        ({"inner_optimizer": {"config": {}}}, "Keras makes nothing"),
+    ],
+)
+def test_a_config_of_an_optimizer_that_lacks_something(change, message):
+    config = {**optimizer_config(), **change}
+    config = {key: value for key, value in config.items() if value is not ...}
+    with pytest.raises(ValueError, match=message):
+        MaskedOptimizer.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "values", "message"),
+    [
+        ([3, True], MATRIX[:2], "whole numbers"),
+        ([3, 2**64], MATRIX[:2], "whole numbers"),
+        ([3, -1], MATRIX[:2], "whole numbers"),
+        ([3, 5], np.float32(1.0), r"values of shape \(\)"),
+        ([3, 5], MATRIX[:3], r"values of shape \(3, 3\)"),
+    ],
+)
+def test_an_adapter_that_is_not_what_it_says(folder, token_ids, values, message):
+    config = {**json.loads(adapter_files()[0]), "token_indices": token_ids}
+    tensors = save({TENSOR_NAME: np.array(values)})
+    (folder / ADAPTER_FILES[0]).write_text(json.dumps(config))
+    (folder / ADAPTER_FILES[1]).write_bytes(tensors)
+    with pytest.raises(ValueError, match=message):
+        read_adapter(folder, make_model(), MODULES)
+
+
+def test_the_digest_of_a_row_patch_is_a_string(folder):
+    write_patch_file(folder / "patch", {PATH: {"num_rows": 7, "digest": [0]}}, TENSORS)
+    with pytest.raises(ValueError, match="a digest must be a string"):
+        RowPatch.load(folder / "patch")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"config": b"[]"},
+        {"config": b'{"compile_config": 1}'},
+        {"config": b'{"compile_config": {"optimizer": {"class_name": "MaskedOptimizer"}}}'},
+        {"weights": weights_with(chunks=(7, 3))},
+        {"weights": weights_with(dtype="i4,f4")},
+        {"weights": weights_with(dtype="S3")},
+    ],
+)
+def test_a_saved_model_that_holds_something_else(folder, members):
+    np.save(folder / "source.npy", MATRIX)
+    (folder / "model.keras").write_bytes(saved_with(**members))
+    with pytest.raises(ValueError, match=r"Expected a model as `model.save"):
+        compare_files(folder / "model.keras", folder / "source.npy")
+
+
+@pytest.mark.parametrize("epoch", [b"two", [1, 2], np.nan])
+def test_a_backup_that_is_none_is_refused_before_any_weight_is_loaded(folder, epoch):
+    (folder / "latest.weights.h5").write_bytes(with_epoch(epoch))
+    model = make_model()
+    before = [value.numpy() for value in model.weights]
+    backup = callbacks.BackupAndRestore(folder)
+    backup.set_model(model)
+    with pytest.raises(OSError, match=r"Expected a backup of the model 'model'.*latest.weights.h5"):
+        backup.on_train_begin()
+    for value, value_before in zip(model.weights, before, strict=True):
+        assert_same_bits(value.numpy(), value_before, value.path)
