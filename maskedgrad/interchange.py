@@ -148,7 +148,8 @@ def _tensor_name(module: str) -> str:
 def _token_ids(path: Path) -> list[int]:
     config = _json_object(path)
     token_ids = config.get("token_indices")
-    if config.get("peft_type") != "TRAINABLE_TOKENS" or not _are_ids(token_ids):
+    are_tokens = config.get("peft_type") == "TRAINABLE_TOKENS"
+    if not are_tokens or not isinstance(token_ids, list) or not all(map(_is_id, token_ids)):
         raise ValueError(
             "The adapter must be one of trainable tokens, with its `token_indices`, which are "
             f"whole numbers. Received: {os.fspath(path)!r} with "
@@ -157,9 +158,9 @@ def _token_ids(path: Path) -> list[int]:
     return token_ids
 
 
-def _are_ids(value: Any) -> bool:
+def _is_id(value: Any) -> bool:
     # A bool is an int for Python, and would make a mask of the ids.
-    return isinstance(value, list) and all(type(id_) is int and 0 <= id_ <= MAX_ID for id_ in value)
+    return type(value) is int and 0 <= value <= MAX_ID
 
 
 def _json_object(path: Path) -> dict[str, Any]:
