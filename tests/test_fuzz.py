@@ -654,6 +654,15 @@ def test_the_digest_of_a_row_patch_is_a_string(folder):
         RowPatch.load(folder / "patch")
 
 
+def test_what_is_nested_as_deep_as_can_be_read_may_be_too_deep_to_be_written(folder):
+    limit = sys.getrecursionlimit()
+    for depth in range(limit - 300, limit):
+        header = f'{{"version": 1, "sha256": "", "tables": {{"": {"[" * depth}{"]" * depth}}}}}'
+        (folder / "patch").write_bytes(save(TENSORS, {"row_patch": header}))
+        with pytest.raises(ValueError, match="row patch"):
+            RowPatch.load(folder / "patch")
+
+
 @pytest.mark.parametrize(
     "members",
     [
