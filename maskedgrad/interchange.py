@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from maskedgrad.patch import RowPatch
 from maskedgrad.patch_file import FilePath, read_safetensors, to_safetensors, write_whole
-from maskedgrad.rows import Rows
+from maskedgrad.rows import MAX_ID, Rows, shorten
 from maskedgrad.table_patch import (
     TablePatch,
     check_fits,
@@ -123,10 +123,10 @@ def read_adapter(folder: FilePath, model: keras.Model, modules: Mapping[str, str
 def _table_patch(variable: keras.Variable, ids: list[int], values: np.ndarray) -> TablePatch:
     rows = Rows(ids, variable.shape[0])
     dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
-    if len(values) != len(ids):
+    if values.shape[:1] != (len(ids),):
         raise ValueError(
             f"The adapter must have a row for each of its {len(ids)} ids. "
-            f"Received: {len(values)} rows for {variable.path!r}"
+            f"Received: values of shape {values.shape} for {variable.path!r}"
         )
     patch = TablePatch(
         path=variable.path,
@@ -148,12 +148,19 @@ def _tensor_name(module: str) -> str:
 def _token_ids(path: Path) -> list[int]:
     config = _json_object(path)
     token_ids = config.get("token_indices")
-    if config.get("peft_type") != "TRAINABLE_TOKENS" or not isinstance(token_ids, list):
+    are_tokens = config.get("peft_type") == "TRAINABLE_TOKENS"
+    if not are_tokens or not isinstance(token_ids, list) or not all(map(_is_id, token_ids)):
         raise ValueError(
-            "The adapter must be one of trainable tokens, with its `token_indices`. "
-            f"Received: {os.fspath(path)!r} with peft_type={config.get('peft_type')!r}"
+            "The adapter must be one of trainable tokens, with its `token_indices`, which are "
+            f"whole numbers. Received: {os.fspath(path)!r} with "
+            f"peft_type={config.get('peft_type')!r} and token_indices={shorten(token_ids)}"
         )
     return token_ids
+
+
+def _is_id(value: Any) -> bool:
+    # A bool is an int for Python, and would make a mask of the ids.
+    return type(value) is int and 0 <= value <= MAX_ID
 
 
 def _json_object(path: Path) -> dict[str, Any]:

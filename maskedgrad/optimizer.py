@@ -7,7 +7,7 @@ optimizer never sees a frozen row, so it cannot move one.
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ from maskedgrad.rates import (
     decode_row_learning_rates,
     encode_row_learning_rates,
 )
-from maskedgrad.rows import Rows
+from maskedgrad.rows import Rows, shorten
 from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
 from maskedgrad.targets import (
     AlongAxis,
@@ -372,10 +372,22 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects=None) -> "MaskedOptimizer":
-        """The inverse of `get_config`."""
+        """The inverse of `get_config`.
+
+        Raises:
+            TypeError, ValueError: `config` is not what `get_config` returns.
+        """
+        absent = {"name", "inner_optimizer", "trainable_rows"} - set(config)
+        if absent:
+            raise ValueError(
+                "The config of a `MaskedOptimizer` must have a name, inner_optimizer and "
+                f"trainable_rows. Received one without {sorted(absent)}"
+            )
         return cls(
-            keras.saving.deserialize_keras_object(
-                config["inner_optimizer"], custom_objects=custom_objects
+            _made(
+                keras.saving.deserialize_keras_object,
+                config["inner_optimizer"],
+                custom_objects=custom_objects,
             ),
             decode_trainable_rows(config["trainable_rows"]),
             name=config["name"],
@@ -438,7 +450,7 @@ def _check_backend() -> None:
 
 def _checked_inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
     if isinstance(identifier, (str, dict)):
-        optimizer = keras.optimizers.get(identifier)
+        optimizer = _made(keras.optimizers.get, identifier)
     else:
         optimizer = identifier
     if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -455,6 +467,21 @@ def _checked_inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
         )
     _check_unbuilt(optimizer)
     return optimizer
+
+
+def _made(make: Callable[..., Any], config: Any, **kwargs: Any) -> Any:
+    """What a function of Keras makes of the config of an inner optimizer."""
+    try:
+        return make(config, **kwargs)
+    except (TypeError, ValueError):
+        raise
+    except Exception as error:
+        # Keras does not say what it raises for a config that lacks something.
+        raise ValueError(
+            "The config of `inner_optimizer` must be what "
+            f"`keras.saving.serialize_keras_object` returns. Received: {shorten(config)}, of "
+            f"which Keras makes nothing: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_unbuilt(optimizer: keras.optimizers.Optimizer) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from maskedgrad.optimizer import masked_optimizer_in
 from maskedgrad.patch_file import FilePath, checksum, read_patch_file, write_patch_file
 from maskedgrad.placement import AppliedRowPatch, Placement, revert
-from maskedgrad.rows import Rows
+from maskedgrad.rows import Rows, shorten
 from maskedgrad.table_patch import (
     TablePatch,
     check_base,
@@ -159,7 +159,7 @@ class RowPatch:
                         rows=Rows(tensors[f"{table_path}/ids"], header["num_rows"]),
                         values=tensors[f"{table_path}/values"],
                         original=tensors.get(f"{table_path}/original"),
-                        digest=header["digest"],
+                        digest=_digest(header),
                     )
                     for table_path, header in headers.items()
                 )
@@ -304,6 +304,13 @@ def _check_first_axis(targets: list[Target]) -> None:
                 f"{target.variable.path!r} along axis {target.axis}. Save the weights of the "
                 "model: `model.save_weights(path)`."
             )
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    digest = header["digest"]
+    if not isinstance(digest, str):
+        raise TypeError(f"a digest must be a string, and one is {shorten(digest)}")
+    return digest
 
 
 def _with_original(patch: RowPatch, original: RowPatch) -> RowPatch:

@@ -1,6 +1,6 @@
 """Learning rates by rows: which multiplier each trainable row has."""
 
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,12 +88,26 @@ def encode_row_learning_rates(row_learning_rates: Mapping[Any, Any]) -> list[dic
 
 
 def decode_row_learning_rates(config: Sequence[Mapping[str, Any]]) -> dict[Any, Any]:
-    """The inverse of `encode_row_learning_rates`, by multiplier."""
+    """The inverse of `encode_row_learning_rates`, by multiplier.
+
+    Raises:
+        TypeError, ValueError: `config` is not what `encode_row_learning_rates` returns.
+    """
+    if not isinstance(config, (list, tuple)) or not all(map(_is_group, config)):
+        raise ValueError(
+            "The config of learning rates by rows must be a list of mappings, each with a number "
+            f"as learning_rate, and rows. Received: {shorten(config)}"
+        )
     decoded: dict[Any, dict[float, Any]] = {}
     for group in config:
         for target, rows in decode_trainable_rows(group["rows"]).items():
             decoded.setdefault(target, {})[group["learning_rate"]] = rows
     return decoded
+
+
+def _is_group(group: Any) -> bool:
+    is_group = isinstance(group, Mapping) and "rows" in group
+    return is_group and isinstance(group.get("learning_rate"), (int, float))
 
 
 def _with_rates(target: Target, multipliers: np.ndarray) -> Target:
@@ -115,10 +129,10 @@ def _multipliers(target: Any, rates: Any, num_rows: int) -> np.ndarray:
     """The multiplier of each row of a table: float64 of shape `(V,)`."""
     multipliers = np.ones(num_rows)
     seen = np.zeros(num_rows, dtype=bool)
-    if not isinstance(rates, Mapping) and len(rates) != num_rows:
+    if not isinstance(rates, Mapping) and np.shape(rates) != (num_rows,):
         raise ValueError(
             f"The multipliers for {describe(target)} must be one for each row of the table, "
-            f"{num_rows}. Received: {len(rates)}. Name rows by their multiplier instead: "
+            f"{num_rows}. Received: {np.size(rates)}. Name rows by their multiplier instead: "
             "`{0.1: ids}`."
         )
     for rate, rows in _groups(target, rates):
@@ -138,8 +152,8 @@ def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
     if isinstance(rates, Mapping):
         yield from ((rate, canonical(rows)) for rate, rows in rates.items())
         return
-    array = np.asarray(rates)
-    if array.ndim != 1 or not len(array) or array.dtype.kind not in "fiu":
+    array = _numbers(rates)
+    if array is None:
         raise TypeError(
             f"The multipliers for {describe(target)} must be a mapping from multiplier to rows, "
             "or an array of one number for each row of the table. "
@@ -149,6 +163,15 @@ def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
     values, starts = np.unique(array[order], return_index=True)
     for rate, ids in zip(values, np.split(order, starts[1:]), strict=True):
         yield float(rate), ids
+
+
+def _numbers(rates: Any) -> np.ndarray | None:
+    """`rates` as an array of shape `(V,)`, if they are that."""
+    try:
+        array = np.asarray(rates)
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+    return array if array.ndim == 1 and len(array) and array.dtype.kind in "fiu" else None
 
 
 def _check_dtype(variable: keras.Variable, rates: np.ndarray) -> None:
@@ -163,8 +186,9 @@ def _check_dtype(variable: keras.Variable, rates: np.ndarray) -> None:
 
 
 def _check_rate(target: Any, rate: Any) -> None:
-    is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
-    if not is_number or not math.isfinite(rate) or rate < 0:
+    is_number = isinstance(rate, (int, float, np.integer, np.floating))
+    # The largest float bounds integers too, of which Python has larger ones.
+    if not is_number or isinstance(rate, bool) or not 0 <= rate <= sys.float_info.max:
         raise ValueError(
             f"A multiplier for {describe(target)} must be a finite number, 0 or more: 0 freezes "
             f"a row, and 1 is the learning rate as it is. Received: {rate!r}"

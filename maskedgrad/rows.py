@@ -1,11 +1,15 @@
 """`Rows`: a set of row ids of a table."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maskedgrad.vocabulary import ids_by_word, row_ids
+
+MAX_NUM_IDS = np.iinfo(np.int32).max
+MAX_ID = np.iinfo(np.int64).max
 
 
 class Rows:
@@ -123,8 +127,13 @@ class Rows:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Rows":
-        """The inverse of `get_config`."""
-        return cls(_from_text(config["rows"]), config["num_rows"])
+        """The inverse of `get_config`.
+
+        Raises:
+            TypeError, ValueError: `config` is not what `get_config` returns.
+        """
+        _check_config(config, "rows", "num_rows")
+        return cls(_ids_from_text(config["rows"]), config["num_rows"])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -151,19 +160,20 @@ class Rows:
         return f"Rows({text!r}, num_rows={self._num_rows})"
 
 
-def canonical(rows: Any) -> "slice | np.ndarray | Rows":
+def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
     """`rows` validated as far as that goes without the length of the table.
 
     Returns:
-        A slice, a `Rows`, or an array of rank 1 that is boolean (a mask) or
-        int64, ascending and unique (ids).
+        A slice, a `Rows`, an ascending `range`, or an array of rank 1 that is
+        boolean (a mask) or int64, ascending and unique (ids).
     """
-    if isinstance(rows, (Rows, slice)):
+    if isinstance(rows, Rows):
         return rows
+    if isinstance(rows, slice):
+        return _checked_slice(rows)
     if isinstance(rows, range):
-        array = np.arange(rows.start, rows.stop, rows.step)
-    else:
-        array = _to_array(rows)
+        return _checked_range(rows)
+    array = _to_array(rows)
     if array.ndim != 1:
         raise ValueError(
             "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
@@ -173,7 +183,7 @@ def canonical(rows: Any) -> "slice | np.ndarray | Rows":
         return array
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind not in "iu":
         raise TypeError(
             "Row ids must be integers, and a mask must be boolean. "
             f"Received dtype {array.dtype}: {shorten(rows)}. "
@@ -181,9 +191,11 @@ def canonical(rows: Any) -> "slice | np.ndarray | Rows":
             "ids that were read as floats, by `ids.astype(int)`."
         )
     if array.min() < 0:
+        raise _negative(array[array < 0])
+    if array.max() > MAX_ID:
         raise ValueError(
-            f"Row ids must not be negative. Received: {shorten(array[array < 0])}. "
-            "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
+            f"Row ids must not be above {MAX_ID}, since no table has such rows. "
+            f"Received: {shorten(array[array > MAX_ID])}"
         )
     ids, counts = np.unique(array.astype(np.int64), return_counts=True)
     if len(ids) != len(array):
@@ -202,22 +214,51 @@ def encode_rows(rows: Any) -> dict[str, Any]:
         return rows.get_config()
     if isinstance(rows, slice):
         parts = [rows.start, rows.stop, rows.step]
-        return {"rows": ":".join("" if part is None else str(part) for part in parts)}
+        numbers = ["" if part is None else str(operator.index(part)) for part in parts]
+        return {"rows": ":".join(numbers)}
+    if isinstance(rows, range):
+        return {"rows": _to_text(np.array(rows, dtype=np.int64))}
     if rows.dtype == bool:
         return Rows(rows, len(rows)).get_config()
     return {"rows": _to_text(rows)}
 
 
 def decode_rows(config: Mapping[str, Any]) -> Any:
-    """The inverse of `encode_rows`."""
+    """The inverse of `encode_rows`.
+
+    Raises:
+        TypeError, ValueError: `config` is not what `encode_rows` returns.
+    """
+    _check_config(config, "rows")
     if "num_rows" in config:
         return Rows.from_config(config)
-    return _from_text(config["rows"])
+    text = config["rows"]
+    return (
+        _slice_from_text(text) if text.count(":") == 2 and "," not in text else _ids_from_text(text)
+    )
 
 
-def _ids(rows: "slice | np.ndarray | Rows", num_rows: int) -> np.ndarray:
+def _check_config(config: Any, *names: str) -> None:
+    is_config = isinstance(config, Mapping) and isinstance(config.get("rows"), str)
+    if not is_config or not all(name in config for name in names):
+        raise ValueError(
+            f"The config of rows must be a mapping that has {' and '.join(names)}, and rows as "
+            f"text such as '2,7,10:20'. Received: {shorten(config)}"
+        )
+
+
+def _not_rows(text: str) -> ValueError:
+    return ValueError(
+        "The text of rows must be ascending ids and runs of them, such as '2,7,10:20', at most "
+        f"{MAX_NUM_IDS} in all, or one slice such as '-3::'. Received: {shorten(text)}"
+    )
+
+
+def _ids(rows: "slice | range | np.ndarray | Rows", num_rows: int) -> np.ndarray:
     if isinstance(rows, slice):
         return np.sort(np.arange(num_rows, dtype=np.int64)[rows])
+    if isinstance(rows, range):
+        return _ids_of_range(rows, num_rows)
     if isinstance(rows, Rows):
         _check_length("a `Rows`", rows.num_rows, num_rows)
         return rows.ids
@@ -225,11 +266,49 @@ def _ids(rows: "slice | np.ndarray | Rows", num_rows: int) -> np.ndarray:
         _check_length("a boolean mask", len(rows), num_rows)
         return np.flatnonzero(rows)
     if len(rows) and rows[-1] >= num_rows:
-        raise ValueError(
-            f"Row ids must be below {num_rows}, the number of rows of the table. "
-            f"Received: {shorten(rows[rows >= num_rows])}"
-        )
+        raise _too_large(rows[rows >= num_rows], num_rows)
     return rows
+
+
+def _ids_of_range(rows: range, num_rows: int) -> np.ndarray:
+    # A range is made into ids only once it is known to be no longer than the table.
+    if not rows:
+        return np.zeros(0, dtype=np.int64)
+    if rows[-1] >= num_rows:
+        raise _too_large(rows, num_rows)
+    return np.arange(rows[0], rows[-1] + 1, min(rows.step, num_rows), dtype=np.int64)
+
+
+def _checked_slice(rows: slice) -> slice:
+    try:
+        rows.indices(0)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"A slice of rows must be of whole numbers or None, and its step not 0. "
+            f"Received: {shorten(rows)}"
+        ) from error
+    return rows
+
+
+def _checked_range(rows: range) -> range:
+    ascending = rows if rows.step > 0 else rows[::-1]
+    if ascending and ascending[0] < 0:
+        raise _negative(rows)
+    return ascending
+
+
+def _negative(ids: Any) -> ValueError:
+    return ValueError(
+        f"Row ids must not be negative. Received: {shorten(ids)}. "
+        "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
+    )
+
+
+def _too_large(ids: Any, num_rows: int) -> ValueError:
+    return ValueError(
+        f"Row ids must be below {num_rows}, the number of rows of the table. "
+        f"Received: {shorten(ids)}"
+    )
 
 
 def _to_array(rows: Any) -> np.ndarray:
@@ -259,7 +338,10 @@ def _check_length(what: str, length: int, num_rows: int) -> None:
 
 def shorten(value: Any) -> str:
     """How error messages show a value."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -274,13 +356,29 @@ def _to_text(ids: np.ndarray) -> str:
     )
 
 
-def _from_text(text: str) -> "slice | np.ndarray":
-    """The inverse of `_to_text`, and of a single slice such as `"-3::"`."""
-    if text.count(":") == 2 and "," not in text:
+def _slice_from_text(text: str) -> slice:
+    """A slice of text such as `"-3::"`."""
+    try:
         return slice(*(int(n) if n else None for n in text.split(":")))
-    runs = [part.partition(":") for part in text.split(",")] if text else []
-    starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
-    stops = [int(stop) if colon else int(start) + 1 for start, colon, stop in runs]
-    lengths = np.array(stops, dtype=np.int64) - starts
+    except ValueError as error:
+        raise _not_rows(text) from error
+
+
+def _ids_from_text(text: str) -> np.ndarray:
+    """The inverse of `_to_text`."""
+    try:
+        runs = [part.partition(":") for part in text.split(",")] if text else []
+        starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
+        stops = np.array(
+            [int(stop) if colon else int(start) + 1 for start, colon, stop in runs], dtype=np.int64
+        )
+    except (ValueError, OverflowError) as error:
+        raise _not_rows(text) from error
+    # Made into ids only if they are ascending and of a number that fits in `Rows.positions`:
+    # a few digits can name more ids than any memory holds.
+    is_ascending = (starts < stops).all() and (stops[:-1] <= starts[1:]).all()
+    if not is_ascending or (starts < 0).any() or (stops - starts).sum() > MAX_NUM_IDS:
+        raise _not_rows(text)
+    lengths = stops - starts
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(starts, lengths) + offsets

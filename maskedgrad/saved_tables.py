@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import shutil
 import tempfile
 import zipfile
@@ -67,14 +68,15 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
             with archive.open(WEIGHTS_FILE) as member:
                 shutil.copyfileobj(member, weights, 2**20)
             file = stack.enter_context(h5py.File(weights, "r"))
+            tables = _tables(file, _trainable_rows(config))
         except FileNotFoundError:
             raise
-        except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+        except Exception as error:  # zipfile and HDF5 do not say what they raise for damaged files
             raise ValueError(
                 "Expected a model as `model.save(...)` writes it, in one file that ends in "
                 f".keras. Received: {str(path)!r} ({error})"
             ) from error
-        yield _tables(file, _trainable_rows(config))
+        yield tables
 
 
 def matrix_file(path: Path) -> SavedTable:
@@ -93,19 +95,21 @@ def matrix_file(path: Path) -> SavedTable:
 
     def read(start: int, stop: int) -> np.ndarray:
         # Opened anew, since pages once read stay in memory as long as a file is mapped.
-        return np.array(np.load(path, mmap_mode="r")[start:stop])
+        return np.array(np.lib.format.open_memmap(path, mode="r")[start:stop])
 
     try:
-        matrix = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+        matrix = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy does not say what it raises for damaged files
         raise ValueError(
             f"Expected an array as `numpy.save` writes it. Received: {str(path)!r} ({error})"
         ) from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim < 2 or matrix.dtype.kind != "f":
+    if matrix.ndim < 2 or matrix.dtype.kind != "f":
         raise ValueError(
             "Expected an array of floating point numbers of rank 2 or more. "
-            f"Received: {str(path)!r}, which holds {type(matrix).__name__} "
-            f"{getattr(matrix, 'shape', '')} {getattr(matrix, 'dtype', '')}"
+            f"Received: {str(path)!r}, which holds an array of shape {matrix.shape} and dtype "
+            f"{matrix.dtype}"
         )
     return SavedTable(path.name, matrix.shape, matrix.dtype, read, None)
 
@@ -124,7 +128,7 @@ def _tables(file: Any, trainable_rows: Mapping[str, Rows]) -> list[SavedTable]:
     tables = [
         SavedTable(
             name if len(datasets) == 1 else f"{name}/{place}",
-            dataset.shape,
+            _shape(dataset),
             _dtype(dataset),
             _reader(dataset),
             None,
@@ -180,9 +184,24 @@ def _num_common(layer: Sequence[str], name: Sequence[str]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+def _shape(dataset: Any) -> tuple[int, ...]:
+    # HDF5 makes up numbers that a file does not hold, as many as its header says.
+    num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if not 0 < num_bytes <= dataset.id.get_storage_size():
+        raise ValueError(
+            f"a variable of shape {dataset.shape} must have {num_bytes} bytes, and has "
+            f"{dataset.id.get_storage_size()}"
+        )
+    return dataset.shape
+
+
 def _dtype(dataset: Any) -> np.dtype:
     # HDF5 has no bfloat16: Keras writes the bits, and the name beside them.
-    return np.dtype(getattr(ml_dtypes, dataset.attrs.get("dtype", ""), dataset.dtype))
+    dtype = np.dtype(getattr(ml_dtypes, dataset.attrs.get("dtype", ""), dataset.dtype))
+    is_number = dtype.kind in "biuf" or hasattr(ml_dtypes, dtype.name)
+    if not is_number or dtype.itemsize != dataset.dtype.itemsize or dtype.itemsize > 8:
+        raise ValueError(f"a variable must be of numbers, and one is of dtype {dtype}")
+    return dtype
 
 
 def _reader(dataset: Any) -> Callable[[int, int], np.ndarray]:

@@ -218,14 +218,30 @@ def encode_trainable_rows(trainable_rows: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def decode_trainable_rows(config: Mapping[str, Any]) -> dict[Any, Any]:
-    """The inverse of `encode_trainable_rows`."""
+    """The inverse of `encode_trainable_rows`.
+
+    Raises:
+        TypeError, ValueError: `config` is not what `encode_trainable_rows` returns.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            "The config of trainable rows must be a mapping from path to the config of rows. "
+            f"Received: {shorten(config)}"
+        )
     return {_decode_target(path, rows): decode_rows(rows) for path, rows in config.items()}
 
 
-def _decode_target(path: str, config: Mapping[str, Any]) -> Any:
-    axis = config.get("axis", 0)
-    if "place" in config:
-        return SavedTarget(path, config["place"], axis)
+def _decode_target(path: str, config: Any) -> Any:
+    places = dict(config) if isinstance(config, Mapping) else {}
+    axis, place = places.get("axis", 0), places.get("place", 0)
+    if not isinstance(path, str) or type(axis) is not int or type(place) is not int or place < 0:
+        raise ValueError(
+            "A target in a config must have a path, an int as its axis, and an int that is not "
+            f"negative as its place. Received: {shorten(path)} with axis={shorten(axis)} and "
+            f"place={shorten(place)}"
+        )
+    if "place" in places:
+        return SavedTarget(path, place, axis)
     return AlongAxis(path, axis) if axis else path
 
 
@@ -343,9 +359,9 @@ def _check_one_length(target: AlongAxis, variables: list[keras.Variable]) -> Non
 def _matching(pattern: str, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     try:
         return [v for v in variables if re.fullmatch(pattern, v.path)]
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(
-            f"{pattern!r} is neither the path of a variable nor a regular expression "
+            f"{shorten(pattern)} is neither the path of a variable nor a regular expression "
             f"({error}). The paths are{_listing(variables)}"
         ) from error
 

@@ -17,6 +17,7 @@ import numpy as np
 
 LARGE_FILE = 50_000_000
 BINARY_CHUNK = 100 * 1024
+LARGEST_RATIO = 1032  # of the bytes that deflate makes of one
 END_WORD = "\0end\0"
 
 
@@ -199,6 +200,7 @@ def _read_binary(path: Path, slot_of: Mapping[str, int], num_slots: int) -> Sour
                 "is a `source` too"
             )
         num_records, width = header
+        _check_size(path, num_records, width)
         slots = _Slots(slot_of, num_slots, width)
         _fill_from_binary(slots, _EndedFile(file, width), num_records + 1)
         if slots.last_word != END_WORD or file.read(1):
@@ -284,6 +286,15 @@ def _check_text(scan: _Scan, header: tuple[int, int] | None, width: int) -> None
         raise ValueError(
             f"its header says {header[0]} vectors of width {header[1]}, and it holds "
             f"{scan.num_rows} rows, of which the first has the width {width}"
+        )
+
+
+def _check_size(path: Path, num_records: int, width: int) -> None:
+    # What a header says is believed only after this, since its width is allocated.
+    largest = path.stat().st_size * (LARGEST_RATIO if path.suffix == ".gz" else 1)
+    if not 0 < 4 * width * max(num_records, 1) < largest:
+        raise ValueError(
+            f"its header says {num_records} vectors of width {width}, and it is too short for that"
         )
 
 

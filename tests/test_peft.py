@@ -129,16 +129,16 @@ def rewritten(folder, **entries):
     [
         ({"peft_type": "LORA"}, "peft_type='LORA'"),
         ({"token_indices": None}, "token_indices"),
-        ({"token_indices": [3, 17]}, "a row for each of its 2 ids.*3 rows"),
+        ({"token_indices": [3, 17]}, "a row for each of its 2 ids.*3, 4"),
         ({"token_indices": [3, 17, 30]}, "below 30"),
         ({"token_indices": [3, 17, 17]}, "repeated"),
-        ({"token_indices": [3.0, 17, 29]}, "integers"),
+        ({"token_indices": [3.0, 17, 29]}, "whole numbers"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path, entries, message):
     write_adapter(trained_patch(), tmp_path, MODULES)
     rewritten(tmp_path, **entries)
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises(ValueError, match=message):
         read_adapter(tmp_path, keras_model(), MODULES)
 
 

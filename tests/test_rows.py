@@ -14,6 +14,7 @@ from maskedgrad.targets import (
     encode_trainable_rows,
     resolve_targets,
 )
+from tests.properties.nonsense import nested
 from tests.properties.strategies import cheap
 
 id_lists = st.lists(st.integers(0, 29), unique=True)
@@ -164,11 +165,24 @@ def test_rows_cannot_be_changed():
         ([1, None], TypeError, "integers"),
         ([[1], [2, 3]], TypeError, "known numbers"),
         ([2**70], TypeError, "integers"),
+        ([2**63 + 1], ValueError, "above"),
+        (np.array([1, 2], "timedelta64[s]"), TypeError, "integers"),
+        (range(-1, 3), ValueError, "negative"),
+        (range(2**40), ValueError, "below 10"),
+        (range(10**30, 0, -1), ValueError, "below 10"),
+        (slice(1.5, None), TypeError, "whole numbers"),
+        (slice(None, None, 0), ValueError, "whole numbers"),
+        (nested(5000), TypeError, "a value of type list"),
     ],
 )
 def test_rows_that_mean_nothing_are_refused(rows, error, message):
     with pytest.raises(error, match=message):
         Rows(rows, 10)
+
+
+@pytest.mark.parametrize("rows", [range(1, 10**30, 10**31), range(1, 0, -(10**30))])
+def test_a_range_of_few_numbers_may_have_any_step(rows):
+    assert list(Rows(rows, 10)) == list(rows)
 
 
 @pytest.mark.parametrize("num_rows", [3.0, "3", True])
@@ -241,6 +255,8 @@ def test_a_saved_target_goes_by_place_where_the_path_is_new(variables):
         ({"words/table": [5]}, ValueError, r"'words/table'.*below 5"),
         ({"words/table": [0.5]}, TypeError, r"'words/table'.*integers"),
         ({"(": [1]}, ValueError, "regular expression"),
+        ({"a{99999999999}": [1]}, ValueError, "regular expression"),
+        ({"(" * 5000 + ")" * 5000: [1]}, ValueError, "regular expression"),
         ({}, ValueError, "at least one"),
         ([("words/table", [1])], TypeError, "mapping"),
         (None, TypeError, "mapping"),

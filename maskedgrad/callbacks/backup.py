@@ -1,6 +1,8 @@
 """`BackupAndRestore`: a backup of training that survives being killed."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -59,7 +61,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        self.model.load_weights(self._path)
+        with self._read():
+            self.model.load_weights(self._path)
         # What `fit` starts from. Keras' own callback sets it too; nothing public does.
         self.model._initial_epoch = epoch
 
@@ -85,8 +88,19 @@ class BackupAndRestore(keras.callbacks.Callback):
         """How many epochs the backup has; `None` if there is no backup."""
         if not self._path.exists():
             return None
-        with h5py.File(self._path) as backup:
+        with self._read(), h5py.File(self._path) as backup:
             return int(backup.attrs["epoch"])
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # neither HDF5 nor Keras says what it raises for damaged files
+            raise OSError(
+                f"Expected a backup of the model {self.model.name!r}. Received: "
+                f"{str(self._path)!r}, which is of another model or damaged ({error}). "
+                "Remove it to train from the beginning."
+            ) from error
 
     def _check_seen_by_all(self, epoch: int | None) -> None:
         strategy = self.model.distribute_strategy

@@ -1,0 +1,274 @@
+"""Nonsense is the rows that NumPy would select, or a documented error that changes nothing.
+
+The documented errors are TypeError and ValueError; whatever else is raised ends
+a test here. That nothing has changed is seen in the bits, and in a twin that
+never met the nonsense and goes on to train alike.
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, mask_gradients
+from tests.properties import nonsense
+from tests.properties.strategies import assert_same_bits, bits, cheap
+
+several = settings(max_examples=3 * settings().max_examples)
+
+DOCUMENTED = (TypeError, ValueError)
+ROWS = {"words/embeddings": [1, 2], "tags/embeddings": [0, 3]}
+BATCH = np.array([[0, 1, 4], [2, 3, 0]]), np.ones((2, 1), "float32")
+
+
+def make_model(**kwargs) -> MaskedModel:
+    """A model of two tables, of 5 and 4 rows, and a layer of two variables; trained once."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,), dtype="int32")
+    words = keras.layers.Embedding(5, 2, name="words")(inputs)
+    tags = keras.layers.Embedding(4, 2, name="tags")(inputs % 4)
+    flat = keras.layers.Flatten()(words + tags)
+    model = MaskedModel(inputs, keras.layers.Dense(1, name="head")(flat), name="model")
+    model.compile("adamw", loss="mse", trainable_rows=ROWS, **kwargs)
+    model.train_on_batch(*BATCH)
+    return model
+
+
+def layers_of(model) -> dict[str, keras.Layer]:
+    return {layer.name: layer for layer in [model, *model.layers]}
+
+
+def make_variables() -> list[keras.Variable]:
+    return list(make_model().trainable_variables)
+
+
+def values_of(model) -> list[np.ndarray]:
+    return [value.numpy() for value in [*model.weights, *model.optimizer.variables]]
+
+
+def assert_twins(model, twin) -> None:
+    for value, twin_value in zip(values_of(model), values_of(twin), strict=True):
+        assert_same_bits(value, twin_value, "weights or state of the optimizer")
+
+
+def named(trainable_rows) -> dict[tuple[str, int], list[int]]:
+    """The `trainable_rows` of a built optimizer, as `nonsense.tables_named` gives them."""
+    return {
+        (target.target, target.axis) if isinstance(target, AlongAxis) else (target, 0): list(rows)
+        for target, rows in trainable_rows.items()
+    }
+
+
+def as_trainable_rows(tables):
+    return {AlongAxis(path, axis) if axis else path: rows for (path, axis), rows in tables.items()}
+
+
+def check_message(error: Exception) -> None:
+    note(f"refused: {error!r}")
+    assert str(error)
+
+
+@contextlib.contextmanager
+def untouched_if_refused(model):
+    """A context in which a documented error may be raised, that leaves a compiled model as it was.
+
+    Gives a list, which an error is put in.
+    """
+    optimizer, inner_optimizer = model.optimizer, model.optimizer.inner_optimizer
+    before, rows, changes = values_of(model), optimizer.trainable_rows, optimizer.num_row_changes
+    refused: list[Exception] = []
+    try:
+        yield refused
+    except DOCUMENTED as error:
+        check_message(error)
+        refused.append(error)
+    if refused:
+        assert model.compiled
+        assert model.optimizer is optimizer
+        assert optimizer.inner_optimizer is inner_optimizer
+        assert (optimizer.trainable_rows, optimizer.num_row_changes) == (rows, changes)
+        for value, value_before in zip(values_of(model), before, strict=True):
+            assert_same_bits(value, value_before, "weights or state of the optimizer")
+
+
+def test_set_trainable_rows():
+    model, twin = make_model(), make_model()
+
+    @several
+    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()))
+    def law(make_rows):
+        with untouched_if_refused(model) as refused:
+            given_rows = make_rows()
+            model.optimizer.set_trainable_rows(given_rows)
+        if not refused:
+            expected = nonsense.tables_named(given_rows, model.trainable_variables)
+            assert named(model.optimizer.trainable_rows) == expected
+            twin.optimizer.set_trainable_rows(as_trainable_rows(expected))
+        for each in (model, twin):
+            each.train_on_batch(*BATCH)
+        assert_twins(model, twin)
+
+    law()
+
+
+def test_compile():
+    model, twin = make_model(run_eagerly=True), make_model(run_eagerly=True)
+
+    @several
+    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()), makes=st.booleans())
+    def law(make_rows, makes):
+        inner = keras.optimizers.AdamW(0.1)
+        with untouched_if_refused(model) as refused:
+            given_rows = make_rows()
+            if given_rows is None:  # then `compile` takes an optimizer that masks
+                given_rows = {}
+            arguments = {"loss": "mse", "run_eagerly": True}
+            if makes:
+                model.compile(MaskedOptimizer(inner, given_rows), **arguments)
+            else:
+                model.compile(inner, trainable_rows=given_rows, **arguments)
+        if refused:
+            assert not inner.built
+        else:
+            expected = nonsense.tables_named(given_rows, model.trainable_variables)
+            trainable_rows = as_trainable_rows(expected)
+            twin.compile(keras.optimizers.AdamW(0.1), trainable_rows=trainable_rows, **arguments)
+        for each in (model, twin):
+            each.train_on_batch(*BATCH)
+        assert_twins(model, twin)
+        if not refused:
+            assert named(model.optimizer.trainable_rows) == expected
+
+    law()
+
+
+def test_a_new_optimizer_and_its_build():
+    model = make_model()
+    variables, twins = model.trainable_variables, make_variables()
+    gradients = [tf.ones(variable.shape) for variable in variables]
+
+    @several
+    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()))
+    def law(make_rows):
+        inner = keras.optimizers.AdamW(0.1)
+        before = [variable.numpy() for variable in variables]
+        trainable_rows, optimizer = ROWS, None
+        try:
+            given_rows = make_rows()
+            optimizer = MaskedOptimizer(inner, given_rows)
+            optimizer.build(variables)
+        except DOCUMENTED as error:
+            check_message(error)
+            assert not inner.built
+            if optimizer is None:
+                optimizer = MaskedOptimizer(inner, ROWS)
+            assert not optimizer.built
+            assert optimizer.inner_optimizer is inner
+            optimizer.set_trainable_rows(ROWS)
+        else:
+            expected = nonsense.tables_named(given_rows, variables)
+            assert named(optimizer.trainable_rows) == expected
+            trainable_rows = as_trainable_rows(expected)
+        for variable, value in zip(variables, before, strict=True):
+            assert_same_bits(variable.numpy(), value, variable.path)
+        optimizer.apply(gradients, variables)
+        MaskedOptimizer(keras.optimizers.AdamW(0.1), trainable_rows).apply(gradients, twins)
+        for variable, twin in zip(variables, twins, strict=True):
+            assert_same_bits(variable.numpy(), twin.numpy(), variable.path)
+
+    law()
+
+
+def learning_rates() -> st.SearchStrategy:
+    """Multipliers of the rows of a table of some five rows, and nonsense."""
+    rates = st.one_of(
+        st.sampled_from([0, 0.5, 1, 2.0, np.float16(3.0), 10**400, 1e-300, True, -1.0]),
+        nonsense.scalars,
+    )
+    of_every_row = st.lists(st.sampled_from([0, 0.5, 1, 1e-300, 1e300, np.nan]), max_size=6)
+    return st.one_of(
+        st.dictionaries(rates, nonsense.rows(), max_size=2),
+        of_every_row,
+        of_every_row.map(np.array),
+        of_every_row.map(tf.constant),
+        of_every_row.map(lambda rates: np.array(rates, "float16")),
+        nonsense.rows(),
+    )
+
+
+def multipliers(row_learning_rates, variables) -> dict[str, np.ndarray]:
+    """The multiplier of each row, by path, as NumPy makes it of what was accepted."""
+    found = {}
+    for target, rates in row_learning_rates.items():
+        for (path, axis), ids in nonsense.tables_named({target: slice(None)}, variables).items():
+            assert axis == 0
+            assert path not in found
+            found[path] = np.ones(len(ids))
+            if not hasattr(rates, "items"):
+                found[path][:] = np.asarray(rates)
+                continue
+            for rate, given_rows in rates.items():
+                found[path][nonsense.selected(given_rows, len(ids))] = rate
+    return found
+
+
+def test_row_learning_rates():
+    model = make_model()
+    variables = model.trainable_variables
+    gradients = [-tf.ones(variable.shape) for variable in variables]
+    all_rows = {"words/embeddings": slice(None), "tags/embeddings": slice(None)}
+
+    @several
+    @given(make_rates=nonsense.mappings(layers_of(model), learning_rates()))
+    def law(make_rates):
+        inner = keras.optimizers.SGD(1.0)
+        for variable in variables:
+            variable.assign(tf.zeros(variable.shape))
+        row_learning_rates = {}
+        try:
+            row_learning_rates = make_rates()
+            optimizer = MaskedOptimizer(inner, all_rows, row_learning_rates=row_learning_rates)
+            optimizer.build(variables)
+        except DOCUMENTED as error:
+            check_message(error)
+            assert not inner.built
+            assert not any(bits(variable.numpy()).any() for variable in variables)
+            return
+        optimizer.apply(gradients, variables)
+        expected = multipliers(row_learning_rates or {}, variables)
+        for variable in variables:
+            rates = expected.get(variable.path, np.ones(variable.shape[0])).astype("float32")
+            rates = rates.reshape(-1, *[1] * (len(variable.shape) - 1))
+            moved = np.broadcast_to(rates, variable.shape)
+            assert_same_bits(variable.numpy(), np.ascontiguousarray(moved), variable.path)
+
+    law()
+
+
+def test_mask_gradients():
+    model = make_model()
+    variables = model.trainable_variables
+    gradients = [tf.ones(variable.shape) for variable in variables]
+
+    @cheap
+    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()))
+    def law(make_rows):
+        try:
+            given_rows = make_rows()
+            masked = mask_gradients(gradients, variables, given_rows)
+        except DOCUMENTED as error:
+            check_message(error)
+            masked, expected = gradients, {}
+        else:
+            expected = nonsense.tables_named(given_rows, variables)
+        axes = {path: (axis, ids) for (path, axis), ids in expected.items()}
+        for variable, gradient in zip(variables, masked, strict=True):
+            axis, ids = axes.get(variable.path, (0, range(variable.shape[0])))
+            wanted = np.zeros(variable.shape, "float32")
+            np.moveaxis(wanted, axis, 0)[list(ids)] = 1.0
+            assert_same_bits(gradient, wanted, variable.path)
+
+    law()
