@@ -19,6 +19,7 @@ from tests.compatibility.helpers import (
     in_both_models,
 )
 from tests.compatibility.table import refused, works
+from tests.features import needs
 
 
 class Tables(keras.callbacks.Callback):
@@ -75,6 +76,7 @@ def test_a_scheduled_learning_rate_is_the_one_that_is_used(model_class):
     "`LearningRateScheduler` with an inner `MultiOptimizer`",
     "Sets the learning rate of each of its optimizers.",
 )
+@needs("optimizers.MultiOptimizer")
 @in_both_models
 def test_the_learning_rates_of_several_optimizers_are_scheduled(model_class):
     first, second = keras.optimizers.SGD(1.0), keras.optimizers.SGD(2.0)
