@@ -6,6 +6,9 @@ from typing import Any
 
 import keras
 import pytest
+import tensorflow as tf
+
+from tests.properties.strategies import mirrored_strategy
 
 
 def feature(path: str, default: Any = None) -> Any:
@@ -27,6 +30,13 @@ def needs(path: str, argument: str | None = None) -> pytest.MarkDecorator:
         argument not in inspect.signature(found).parameters,
         reason=f"keras.{path} of this Keras takes no `{argument}`",
     )
+
+
+def metrics_are_of_all_devices() -> bool:
+    """Whether Keras adds up over the devices of a strategy what a metric counts on each."""
+    with mirrored_strategy().scope():
+        total = keras.metrics.Mean().variables[0].value
+    return total.synchronization == tf.VariableSynchronization.ON_READ
 
 
 def exported(path: str) -> Any:
