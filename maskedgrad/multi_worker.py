@@ -132,4 +132,5 @@ def _check_as_many_batches(strategy: tf.distribute.Strategy, num_batches: int | 
 
 
 def _first_batch(iterator: Iterator[Any]) -> Any:
-    return next(next(batches for _, _, batches in iterator))
+    # Before the batches stands what counts steps: one number or two, as versions of Keras differ.
+    return next(next(batches for *_, batches in iterator))

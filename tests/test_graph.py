@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
 from maskedgrad import MaskedModel, MaskedOptimizer
+from tests.features import needs
 from tests.properties.strategies import optimizer_classes
 
 NUM_ROWS, WIDTH = 10_007, 3  # a prime that is far above every other size here
@@ -173,6 +174,7 @@ class Means(keras.layers.Layer):
         return tf.reduce_mean(self.look_up(self.words, ids), axis=1)
 
 
+@needs("Input", "ragged")
 @pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
 @pytest.mark.parametrize(
     "look_up",

@@ -26,6 +26,7 @@ from maskedgrad.testing import (
     optimizers,
     row_sets,
 )
+from tests.features import needs
 from tests.properties.strategies import mirrored_strategy
 
 NUM_ROWS, IDS = 8, [6, 7]
@@ -324,7 +325,7 @@ def test_a_walk_needs_a_batch():
     "make_optimizer",
     [
         lambda: keras.optimizers.AdamW(0.1),
-        lambda: keras.optimizers.Muon(0.1),
+        pytest.param(lambda: keras.optimizers.Muon(0.1), marks=needs("optimizers.Muon")),
         lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_overwrite_frequency=2),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
     ],

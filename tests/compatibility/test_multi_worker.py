@@ -17,6 +17,7 @@ from maskedgrad.cli.local_workers import local_workers
 from maskedgrad.testing import assert_same_bits
 from tests.compatibility.helpers import assert_only_trained
 from tests.compatibility.table import refused, works
+from tests.features import metrics_are_of_all_devices
 from tests.multi_worker import training
 from tests.multi_worker.training import IDS, MATRIX, NUM_ROWS
 
@@ -123,9 +124,10 @@ def test_all_workers_return_the_same_history_which_is_that_of_one_process(two_wo
     assert first == second
     (alone,) = of([getattr(training, name)(None)])
     assert first["history"].keys() == alone["history"].keys()
-    for metric, values in alone["history"].items():
-        np.testing.assert_allclose(first["history"][metric], values, rtol=1e-4, err_msg=metric)
-    np.testing.assert_allclose(first["evaluated"], alone["evaluated"], rtol=1e-4)
+    if metrics_are_of_all_devices():  # an old Keras shows those of a part of what is trained on
+        for metric, values in alone["history"].items():
+            np.testing.assert_allclose(first["history"][metric], values, rtol=1e-4, err_msg=metric)
+        np.testing.assert_allclose(first["evaluated"], alone["evaluated"], rtol=1e-4)
 
 
 @works(
