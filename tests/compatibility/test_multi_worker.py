@@ -136,7 +136,14 @@ def test_all_workers_return_the_same_history_which_is_that_of_one_process(two_wo
     "Steps are made one by one, and callbacks are called for several at once.",
 )
 def test_several_steps_in_one_call_are_as_many_calls(two_workers):
-    assert_same(two_workers["several_steps_a_call"][0], two_workers["functional_model"][0])
+    one_by_one, together = (
+        two_workers["functional_model"][0],
+        two_workers["several_steps_a_call"][0],
+    )
+    assert one_by_one.keys() == together.keys()
+    for name in one_by_one.keys() - {"json"}:
+        # TensorFlow optimizes the step as another graph, which rounds otherwise.
+        np.testing.assert_allclose(together[name], one_by_one[name], rtol=1e-6, err_msg=name)
 
 
 @works(*MULTI_WORKER)
