@@ -32,6 +32,10 @@ class MultiWorkerSteps(_Model):
     are scalars. And it runs several steps in a loop of TensorFlow, in which
     workers cannot reduce.
 
+    A Keras that gets past them by itself is not in its way: what it builds from is
+    a batch all the same, a value of one element is averaged to itself, and a step
+    at a time is what several steps come to. A test says once that is so.
+
     Files are the chief's to write: `save` and `save_weights` do nothing on
     other workers, and callbacks that only write files are left out there.
     """

@@ -34,7 +34,7 @@ SAME_AS_ALONE = [
     "no_trainable_id_on_one_worker",
     "one_worker_runs_out",
 ]
-OTHERS = ["exact_sums", "traffic", "files", "differing_workers"]
+OTHERS = ["exact_sums", "traffic", "files", "differing_workers", "stock"]
 
 MULTI_WORKER = (
     "Devices",
@@ -218,6 +218,17 @@ def test_four_workers_train_what_one_process_trains(tmp_path):
         assert_same_on_all(workers)
         assert_only_trained(MATRIX, workers[0]["table"], IDS)
         assert_like_alone(workers[0], getattr(training, name)(None))
+
+
+@refused(
+    "Devices",
+    "`MultiWorkerMirroredStrategy` in a stock `keras.Model`",
+    "By Keras itself, whatever the optimizer.",
+)
+def test_keras_by_itself_cannot_fit(two_workers):
+    """Once it can, `MultiWorkerSteps` has served its time."""
+    for errors in of(two_workers["stock"]):
+        assert all(errors)
 
 
 @works(*KILLED)

@@ -341,6 +341,23 @@ def other_shape(strategy):
     compiled(strategy, matrix=matrix)
 
 
+def stock(strategy):
+    """What stops a model of Keras' own, built and not built; nothing if nothing does."""
+    errors = []
+    for first_layers in ([keras.Input((LENGTH,), dtype="int32")], []):
+        with strategy.scope():
+            words, head = layers()
+            pooling = keras.layers.GlobalAveragePooling1D()
+            model = keras.Sequential([*first_layers, words, pooling, head])
+            model.compile("sgd", loss="mse")
+        try:
+            model.fit(X, Y, **OPTIONS)
+            errors.append("")
+        except Exception as error:  # whatever it is, on every worker alike
+            errors.append(f"{type(error).__name__}: {error}"[:200])
+    return {"json": json.dumps(errors)}
+
+
 def backed_up(strategy):
     """Uninterrupted, or going on from what `killed` left."""
     model, words = compiled(strategy)
