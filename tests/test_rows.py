@@ -125,6 +125,7 @@ def test_more_rows_than_there_are_cannot_be_the_last(n):
 def test_what_is_shown_of_rows_is_short():
     start = [*range(1, 28, 2)]  # 37 characters, with a comma after each
     shown = ",".join(map(str, start))
+    assert repr(Rows([2, 7], 10)) == "Rows('2,7', num_rows=10)"
     assert repr(Rows([*start, 100], 2000)) == f"Rows('{shown},100', num_rows=2000)"
     assert repr(Rows([*start, 1000], 2000)) == f"Rows('{shown},...', num_rows=2000)"
     eighty, more = ["x" * 36, "y" * 36], ["x" * 37, "y" * 36]
