@@ -4,10 +4,11 @@
     python -m tests.mutation                       # the five files that training goes through
     python -m tests.mutation maskedgrad/rows.py    # some of them
 
-Breaks one file at a time in one place at a time, runs the tests that should
-notice, and prints for each file how many mutants were killed, and each that
-survived as a diff. The mutants are those of cosmic-ray, and a few more (see
-`StatementRemover`). A temporary copy is broken, never the files themselves.
+Breaks one file at a time in one place at a time, runs the tests of that file,
+first those that run the broken line, and prints for each file how many mutants
+were killed, and each that survived as a diff. The mutants are those of
+cosmic-ray, and a few more (see `StatementRemover`). A temporary copy is broken,
+never the files themselves.
 
 Each mutant is tested in a fork of this process, which has imported TensorFlow
 but none of maskedgrad, and has run nothing. Needs an operating system that
@@ -19,12 +20,14 @@ import ast
 import difflib
 import gc
 import itertools
+import json
 import multiprocessing
 import os
 import resource
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +48,7 @@ ROOT = Path(__file__).parents[1]
 CPU_SECONDS_PER_MUTANT = 60
 SECONDS_PER_MUTANT = 900  # for what waits for ever
 
-# The tests of each file, those that are most likely to notice first.
+# The tests of each file.
 TESTS = {
     "maskedgrad/rows.py": ["tests/test_rows.py"],
     "maskedgrad/gradients.py": [
@@ -190,22 +193,57 @@ class NoShrinking:
         hypothesis.settings.load_profile("mutation")
 
 
-def run_tests(folder: Path, tests: list[str], log: Path) -> None:
+class LinesOfTests:
+    """A pytest plugin that writes down which lines of a file each test runs, the quickest first."""
+
+    def __init__(self, file: Path, notes: Path):
+        self.file, self.notes = str(file), notes
+        self.seconds, self.lines = {}, {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        lines = self.lines[item.nodeid] = set()
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_filename != self.file:
+                return None
+            lines.add(frame.f_lineno)
+            return trace
+
+        began = time.process_time()
+        threading.settrace(trace)
+        sys.settrace(trace)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)
+            self.seconds[item.nodeid] = time.process_time() - began
+
+    def pytest_sessionfinish(self):
+        tests = sorted(self.lines, key=self.seconds.get)
+        self.notes.write_text(json.dumps({test: sorted(self.lines[test]) for test in tests}))
+
+
+def run_tests(folder: Path, tests: list[str], log: Path, plugins: list) -> None:
     """In a fork: pytest in the copy, with the copy's code."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS_PER_MUTANT, CPU_SECONDS_PER_MUTANT))
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[NoShrinking()]))
+    if not plugins:  # noting down the lines takes its time
+        limit = CPU_SECONDS_PER_MUTANT
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    options = ["-x", "-q", "-p", "no:cacheprovider"]
+    os._exit(pytest.main([*options, *tests], plugins=[NoShrinking(), *plugins]))
 
 
-def passes(folder: Path, tests: list[str], log: Path) -> bool:
+def passes(folder: Path, tests: list[str], log: Path, *plugins) -> bool:
     process = multiprocessing.get_context("fork").Process(
-        target=run_tests, args=(folder, tests, log)
+        target=run_tests, args=(folder, tests, log, plugins)
     )
     process.start()
     process.join(SECONDS_PER_MUTANT)
@@ -217,18 +255,22 @@ def passes(folder: Path, tests: list[str], log: Path) -> bool:
 
 def survivors_of(file: str, folder: Path, log: Path) -> tuple[int, list[str]]:
     """How many mutants a file has, and the diffs of those that pass its tests."""
-    tests = TESTS[file]
-    start = time.monotonic()
-    if not passes(folder, tests, log):
+    notes = log.with_name("lines.json")
+    if not passes(folder, TESTS[file], log, LinesOfTests(folder / file, notes)):
         sys.exit(f"The tests of {file} fail without any mutant:\n{log.read_text()}")
-    print(f"{file}: its tests take {time.monotonic() - start:.0f} s", flush=True)
+    lines_of = {test: set(lines) for test, lines in json.loads(notes.read_text()).items()}
+    print(f"{file}: {len(lines_of)} tests", flush=True)
     sys.dont_write_bytecode = True  # it would be taken for that of the next mutant
     source = (ROOT / file).read_text(encoding="utf-8")
     mutants, survivors = list(mutants_of(source)), []
     for index, mutant in enumerate(mutants, start=1):
         (folder / file).write_text(mutant, encoding="utf-8")
         began = time.monotonic()
-        survived = passes(folder, tests, log)
+        changed = changed_lines(source, mutant)
+        likely = [test for test, lines in lines_of.items() if lines & changed]
+        # What TensorFlow rewrites before it runs it is not seen as a line of the file.
+        others = [test for test in lines_of if test not in likely]
+        survived = all(passes(folder, tests, log) for tests in (likely, others) if tests)
         if survived:
             survivors.append(diff(source, mutant, file))
             print(survivors[-1], flush=True)
@@ -238,6 +280,17 @@ def survivors_of(file: str, folder: Path, log: Path) -> tuple[int, list[str]]:
     (folder / file).write_text(source, encoding="utf-8")
     sys.dont_write_bytecode = False
     return len(mutants), survivors
+
+
+def changed_lines(source: str, mutant: str) -> set[int]:
+    """The numbers of the lines of `source` that `mutant` changes."""
+    matcher = difflib.SequenceMatcher(None, source.splitlines(), mutant.splitlines())
+    return {
+        line + 1
+        for tag, start, stop, _, _ in matcher.get_opcodes()
+        if tag != "equal"
+        for line in range(start, stop)
+    }
 
 
 def diff(source: str, mutant: str, file: str) -> str:
