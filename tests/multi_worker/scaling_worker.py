@@ -46,8 +46,9 @@ BARE = [
 CHAINED = 8  # bare collectives in a call, so that the call itself costs little beside them
 CALLS = 3
 WARM_UP = 3  # steps of a `fit` before what is measured
-COPIES = 4  # times that a worker applies its own slices, to see what those of others cost
-CASES = [(MASKED, 1), (GATHERED, 1), (GATHERED, COPIES), (DENSE, 1)]
+# How often a worker applies its own slices, to see what those of others cost. With the larger
+# table they are few beside its rows, and only many of them show.
+COPIES = {MEASURED: 4, REALISTIC: 32}
 
 
 class CopiedSlices(keras.optimizers.Adam):
@@ -170,10 +171,16 @@ def meet(strategy):
         gathered(strategy, None)
 
 
-def computing(alone):
+def cases(task):
+    """What a worker trains alone: each way, and one of them with slices copied."""
+    return [*((way, 1) for way in WAYS), (GATHERED, COPIES[task])]
+
+
+def computing(task, alone):
     """By way, seconds of a step alone, and what the slices of a further worker add to it."""
-    copied = {GATHERED: alone[GATHERED, COPIES] - alone[GATHERED, 1]}
-    return {way: (alone[way, 1], copied.get(way, 0.0) / (COPIES - 1)) for way in WAYS}
+    copies = COPIES[task]
+    added = max(0.0, alone[GATHERED, copies] - alone[GATHERED, 1]) / (copies - 1)
+    return {way: (alone[way, 1], added if way == GATHERED else 0.0) for way in WAYS}
 
 
 def medians(turns):
@@ -186,7 +193,7 @@ def main(turns, steps):
     workers = strategy.num_replicas_in_sync
     data = batches(MEASURED, steps)
     shared = strategy.distribute_datasets_from_function(lambda context: data)
-    models_alone = {case: compiled(MEASURED, *case) for case in CASES}
+    models_alone = {case: compiled(MEASURED, *case) for case in cases(MEASURED)}
     with strategy.scope():
         models = {way: compiled(MEASURED, way) for way in WAYS}
     bare = {
@@ -205,7 +212,7 @@ def main(turns, steps):
             meet(strategy)
             bare_times[collective].append([seconds() for _ in range(CALLS)])
     result = {
-        "compute": computing(medians(alone_times)),
+        "compute": computing(MEASURED, medians(alone_times)),
         "steps": medians(times),
         "bare": [[*collective, seconds] for collective, seconds in medians(bare_times).items()],
     }
@@ -215,8 +222,10 @@ def main(turns, steps):
     else:
         few = batches(REALISTIC, steps // 4)
         # One model at a time: each has a table, and what its optimizer keeps.
-        larger = {case: median(step_times(compiled(REALISTIC, *case), few)) for case in CASES}
-        result["realistic"] = computing(larger)
+        larger = {
+            case: median(step_times(compiled(REALISTIC, *case), few)) for case in cases(REALISTIC)
+        }
+        result["realistic"] = computing(REALISTIC, larger)
     print(json.dumps(result))
 
 
