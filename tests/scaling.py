@@ -27,6 +27,7 @@ from tests.multi_worker.scaling_model import (
     DENSE,
     GATHER,
     GATHERED,
+    LARGE_BATCH,
     MASKED,
     MEASURED,
     REALISTIC,
@@ -35,6 +36,7 @@ from tests.multi_worker.scaling_model import (
     Collective,
     Compute,
     Link,
+    Task,
     bytes_received,
     collectives,
     fitted_link,
@@ -47,8 +49,13 @@ CARRIED_ON = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 WITHIN = 1.3  # measured / predicted, or the other way round
 NETWORK = Link(latency=50e-6, per_byte=8 / 10e9)  # 10 Gbit/s
 LONGEST = 1800  # seconds until workers that wait for each other are given up
-# As in the other figures: colours that colour-blind readers can tell apart.
-STYLES = {MASKED: ("#0072B2", "o"), GATHERED: ("#E69F00", "D"), DENSE: ("#D55E00", "s")}
+# What is carried on, and how it is drawn, in colours that colour-blind readers can tell apart.
+LINES = {
+    "maskedgrad, batch 1,024": (MASKED, LARGE_BATCH, "#56B4E9", "^"),
+    MASKED: (MASKED, REALISTIC, "#0072B2", "o"),
+    GATHERED: (GATHERED, REALISTIC, "#E69F00", "D"),
+    DENSE: (DENSE, REALISTIC, "#D55E00", "s"),
+}
 
 Round = Mapping[int, Mapping[str, Any]]
 
@@ -82,12 +89,15 @@ def predicted(one_round: Round, way: str, workers: int) -> float:
     return step_seconds(exchanged, workers, compute, links(one_round, workers))
 
 
-def carried_on(one_round: Round, way: str, workers: int) -> float:
+def carried_on(one_round: Round, way: str, task: Task, workers: int) -> float:
     """The seconds of a step of some workers that have a machine each, with the larger table."""
     # Of two workers each has a core for itself here, as on a machine of its own.
     hop = {kind: over_network(link, NETWORK) for kind, link in links(one_round, 2).items()}
-    compute = Compute(*one_round[1]["realistic"][way])
-    return step_seconds(collectives(way, REALISTIC), workers, compute, hop)
+    alone = one_round[1]
+    compute = (
+        Compute(alone["large batch"]) if task == LARGE_BATCH else Compute(*alone["realistic"][way])
+    )
+    return step_seconds(collectives(way, task), workers, compute, hop)
 
 
 def spread(rounds: Sequence[Round], value: Callable[[Round], float], digits: int = 2) -> str:
@@ -121,6 +131,8 @@ def print_parameters(rounds: Sequence[Round]) -> None:
             spread(rounds, lambda r, w=way, i=i: r[1]["realistic"][w][i] * 1e3) for i in (0, 1)
         )
         print(f"| 1, larger table | {way} | {alone} | {further} |")
+    large = spread(rounds, lambda r: r[1]["large batch"] * 1e3)
+    print(f"| 1, larger table | maskedgrad, batch 1,024 | {large} | |")
 
 
 def print_comparison(rounds: Sequence[Round]) -> None:
@@ -138,11 +150,11 @@ def print_carried_on(rounds: Sequence[Round]) -> None:
     print("\n| workers | way | step, ms | examples / s | received by a worker, MB |")
     print("|---|---|---|---|---|")
     for n in (1, 10, 100, 1000):
-        for way in WAYS:
-            step = median(carried_on(r, way, n) for r in rounds)
-            received = bytes_received(collectives(way, REALISTIC), n) / 1e6
-            rate = REALISTIC.batch * n / step
-            print(f"| {n:,} | {way} | {step * 1e3:,.1f} | {rate:,.0f} | {received:,.2f} |")
+        for label, (way, task, _, _) in LINES.items():
+            step = median(carried_on(r, way, task, n) for r in rounds)
+            received = bytes_received(collectives(way, task), n) / 1e6
+            rate = task.batch * n / step
+            print(f"| {n:,} | {label} | {step * 1e3:,.1f} | {rate:,.0f} | {received:,.2f} |")
 
 
 def draw(path: Path, rounds: Sequence[Round]) -> None:
@@ -151,10 +163,10 @@ def draw(path: Path, rounds: Sequence[Round]) -> None:
 
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for way, (colour, marker) in STYLES.items():
-        steps = [median(carried_on(each, way, n) for each in rounds) for n in CARRIED_ON]
-        rates = [REALISTIC.batch * n / step for n, step in zip(CARRIED_ON, steps, strict=True)]
-        axes.loglog(CARRIED_ON, rates, color=colour, marker=marker, label=way)
+    for label, (way, task, colour, marker) in LINES.items():
+        steps = [median(carried_on(each, way, task, n) for each in rounds) for n in CARRIED_ON]
+        rates = [task.batch * n / step for n, step in zip(CARRIED_ON, steps, strict=True)]
+        axes.loglog(CARRIED_ON, rates, color=colour, marker=marker, label=label)
         proportional = [rates[0] * n for n in CARRIED_ON]
         axes.loglog(CARRIED_ON, proportional, color=colour, linestyle=":", alpha=0.6)
     axes.set(xlabel="workers", ylabel="examples in a second, all workers together")

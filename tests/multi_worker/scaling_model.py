@@ -30,6 +30,7 @@ class Task(NamedTuple):
 # What is measured is small enough that even its dense gradient leaves the machine some room.
 MEASURED = Task(rows=20_000, width=64, trainable=100, batch=64, length=100)
 REALISTIC = Task(rows=400_000, width=300, trainable=100, batch=64, length=100)
+LARGE_BATCH = REALISTIC._replace(batch=1_024)
 
 
 class Collective(NamedTuple):

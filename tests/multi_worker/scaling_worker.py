@@ -29,6 +29,7 @@ from tests.multi_worker.scaling_model import (
     DENSE,
     GATHER,
     GATHERED,
+    LARGE_BATCH,
     MASKED,
     MEASURED,
     REALISTIC,
@@ -226,6 +227,8 @@ def main(turns, steps):
             case: median(step_times(compiled(REALISTIC, *case), few)) for case in cases(REALISTIC)
         }
         result["realistic"] = computing(REALISTIC, larger)
+        few = batches(LARGE_BATCH, steps // 4)
+        result["large batch"] = median(step_times(compiled(LARGE_BATCH, MASKED), few))
     print(json.dumps(result))
 
 
