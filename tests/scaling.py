@@ -6,7 +6,8 @@ Three ways to train the same: rows by maskedgrad, and a whole table whose gradie
 sparse or dense. In each round the workers are started anew, and the model of
 `tests/multi_worker/scaling_model.py` is given what was measured in that round apart from
 the steps: bare collectives, and steps of workers that train each for itself at the same
-time. Steps are those of `fit`. Fails where a median of measured / predicted is beyond 30 %.
+time, of which the slowest counts. Steps are those of `fit`. Fails where a median of
+measured / predicted is beyond 30 %.
 
 Then the model is carried on to 1,000 workers with a larger table and a machine each. No
 part of the suite: it takes some minutes, and wants a machine with nothing else to do.

@@ -172,6 +172,13 @@ def meet(strategy):
         gathered(strategy, None)
 
 
+def of_slowest(strategy, times):
+    """Step by step, the seconds of the slowest worker, since all others wait for it."""
+    if not spans_workers(strategy):
+        return times
+    return np.max(gathered(strategy, times), axis=0).tolist()
+
+
 def cases(task):
     """What a worker trains alone: each way, and one of them with slices copied."""
     return [*((way, 1) for way in WAYS), (GATHERED, COPIES[task])]
@@ -205,7 +212,7 @@ def main(turns, steps):
     for _ in range(turns + 1):
         for case, model in models_alone.items():
             meet(strategy)
-            alone_times[case].append(step_times(model, data))
+            alone_times[case].append(of_slowest(strategy, step_times(model, data)))
         for way, model in models.items():
             meet(strategy)
             times[way].append(step_times(model, shared))
