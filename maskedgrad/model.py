@@ -156,7 +156,6 @@ class MaskedTrainStep(MultiWorkerSteps):
                 metric.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=batch_size)
 
 
-@keras.saving.register_keras_serializable(package="maskedgrad")
 class MaskedModel(MaskedTrainStep, keras.Model):
     """A `keras.Model` whose `train_step` masks gradients.
 

@@ -70,6 +70,7 @@ TESTS = {
         "tests/test_model.py",
         "tests/test_summary.py::test_a_masked_model_has_it_as_its_own_summary",
         "tests/test_graph.py::test_a_step_is_smaller_than_the_table_that_is_named_by_its_path",
+        "tests/test_graph.py::test_a_step_of_a_model_built_once_compiled_is_smaller_than_the_table",
         # One way of running and of scaling the loss; all of them take minutes. And no training
         # by other code than this file's, or of other tables.
         *(

@@ -304,6 +304,22 @@ def test_a_step_is_traced_again_where_the_first_trace_read_the_table_whole(by_pa
     assert seen == traces
 
 
+def test_a_function_that_builds_what_it_trains_runs_what_reads_sparsely():
+    layer, sparse = keras.layers.Embedding(6, 3), []
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+
+    @tf.function
+    def step(ids):
+        sparse.append(layer.built and hasattr(layer.embeddings, "sparse_read"))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        gradients = tape.gradient(loss, layer.trainable_variables)
+        optimizer.apply(gradients, layer.trainable_variables)
+
+    step(tf.constant(IDS))
+    assert sparse == [False, True]
+
+
 def test_a_function_that_cannot_be_traced_again_stops_before_it_trains_nothing():
     layer, made = keras.layers.Embedding(6, 3), []
     optimizer = MaskedOptimizer("sgd", {layer: IDS})
