@@ -8,7 +8,7 @@ import numpy as np
 
 from maskedgrad.vocabulary import ids_by_word, row_ids
 
-MAX_NUM_IDS = np.iinfo(np.int32).max
+MAX_NUM_IDS = np.iinfo(np.int32).max  # of those that fit in `Rows.positions`
 MAX_ID = np.iinfo(np.int64).max
 
 
@@ -39,10 +39,7 @@ class Rows:
     """
 
     def __init__(self, rows: Any, num_rows: int):
-        if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
-            raise TypeError(f"`num_rows` must be an int. Received: num_rows={num_rows!r}")
-        if num_rows < 0:
-            raise ValueError(f"`num_rows` must not be negative. Received: num_rows={num_rows}")
+        _check_num_rows(num_rows)
         ids = _ids(canonical(rows), int(num_rows))
         ids.setflags(write=False)
         self._ids = ids
@@ -133,7 +130,15 @@ class Rows:
             TypeError, ValueError: `config` is not what `get_config` returns.
         """
         _check_config(config, "rows", "num_rows")
-        return cls(_ids_from_text(config["rows"]), config["num_rows"])
+        text, num_rows = config["rows"], config["num_rows"]
+        _check_num_rows(num_rows)
+        starts, stops = _runs_from_text(text)
+        if len(stops) and stops[-1] > num_rows:
+            raise _too_large(text, num_rows)
+        try:
+            return cls(_ids_of_runs(starts, stops), num_rows)
+        except MemoryError as error:
+            raise _not_rows(text) from error
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -233,9 +238,18 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
     if "num_rows" in config:
         return Rows.from_config(config)
     text = config["rows"]
-    return (
-        _slice_from_text(text) if text.count(":") == 2 and "," not in text else _ids_from_text(text)
-    )
+    if text.count(":") == 2 and "," not in text:
+        return _slice_from_text(text)
+    starts, stops = _runs_from_text(text)
+    # One run is not made into ids before it is known to be no longer than the table.
+    return range(starts[0], stops[0]) if len(starts) == 1 else _ids_of_runs(starts, stops)
+
+
+def _check_num_rows(num_rows: Any) -> None:
+    if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
+        raise TypeError(f"`num_rows` must be an int. Received: num_rows={num_rows!r}")
+    if num_rows < 0:
+        raise ValueError(f"`num_rows` must not be negative. Received: num_rows={num_rows}")
 
 
 def _check_config(config: Any, *names: str) -> None:
@@ -364,8 +378,8 @@ def _slice_from_text(text: str) -> slice:
         raise _not_rows(text) from error
 
 
-def _ids_from_text(text: str) -> np.ndarray:
-    """The inverse of `_to_text`."""
+def _runs_from_text(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where each run of ids in a text starts and stops, ascending."""
     try:
         runs = [part.partition(":") for part in text.split(",")] if text else []
         starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
@@ -374,11 +388,14 @@ def _ids_from_text(text: str) -> np.ndarray:
         )
     except (ValueError, OverflowError) as error:
         raise _not_rows(text) from error
-    # Made into ids only if they are ascending and of a number that fits in `Rows.positions`:
-    # a few digits can name more ids than any memory holds.
     is_ascending = (starts < stops).all() and (stops[:-1] <= starts[1:]).all()
     if not is_ascending or (starts < 0).any() or (stops - starts).sum() > MAX_NUM_IDS:
         raise _not_rows(text)
+    return starts, stops
+
+
+def _ids_of_runs(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_text`, of what `_runs_from_text` returns."""
     lengths = stops - starts
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(starts, lengths) + offsets
