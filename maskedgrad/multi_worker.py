@@ -57,4 +57,5 @@ def returned(logs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_batch(iterator: Any) -> Any:
-    return next(next(batches for _, _, batches in iterator))
+    # Before the batches stands what counts steps: one number or two, as versions of Keras differ.
+    return next(next(batches for *_, batches in iterator))
