@@ -248,9 +248,9 @@ def _embedding(matrix, **options) -> keras.layers.Embedding:
 
 
 def _inputs_and_outputs(embed: Callable[[Any], Any], head: Head) -> tuple[Any, Any]:
-    ids = keras.Input(
-        (None,), dtype="int32", name="ids", ragged=getattr(head, "ragged", False) or None
-    )
+    # An old Keras does not know the argument.
+    ragged = {"ragged": True} if getattr(head, "ragged", False) else {}
+    ids = keras.Input((None,), dtype="int32", name="ids", **ragged)
     return ids, head(embed(ids))
 
 
