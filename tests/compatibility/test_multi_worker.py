@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.compatibility.table import refused, works
+from tests.features import metrics_are_of_all_devices
 from tests.multi_worker_training import IDS, MATRIX
 
 LONGEST = 240  # seconds; a worker that waits for another in vain ends too
@@ -78,6 +79,7 @@ def test_workers_keep_the_same_bits_and_train_what_one_process_trains(kind, tmp_
     assert ours == others
     assert "must be 1 under `MultiWorkerMirroredStrategy`" in ours["refusal"]
     assert ours["history"].keys() == theirs["history"].keys()
-    for name, values in theirs["history"].items():
-        np.testing.assert_allclose(ours["history"][name], values, rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(ours["evaluated"], theirs["evaluated"], rtol=1e-4)
+    if metrics_are_of_all_devices():  # an old Keras shows those of a part of what is trained on
+        for name, values in theirs["history"].items():
+            np.testing.assert_allclose(ours["history"][name], values, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(ours["evaluated"], theirs["evaluated"], rtol=1e-4)
