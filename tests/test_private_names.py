@@ -81,9 +81,8 @@ def guards(*names: str) -> Callable[[Callable], Callable]:
 
 def of(owner: Any, name: str) -> Any:
     """`owner.name`, or a failure that says what it was for."""
-    uses = {row.name: row for row in NAMES}
     if not hasattr(owner, name):
-        row = uses[name]
+        (row,) = (row for row in NAMES if row.name == name)
         pytest.fail(f"{owner!r} has no `{name}`, which maskedgrad/{row.file} uses: {row.why}.")
     return getattr(owner, name)
 
@@ -145,11 +144,8 @@ def test_what_an_optimizer_excludes_from_weight_decay_can_be_handed_on(by_name):
 def test_an_operation_tells_what_it_is_called_with():
     inputs, constant = keras.Input((4,)), np.ones((4, 3), "float32")
     model = keras.Model(inputs, keras.ops.matmul(inputs, constant))
-    operation = model.operations[-1]
-    ((node,), (given, captured)) = (
-        of(operation, "_inbound_nodes"),
-        of(operation, "_inbound_nodes")[0].arguments.args,
-    )
+    (node,) = of(model.operations[-1], "_inbound_nodes")
+    given, captured = node.arguments.args
     assert keras.utils.is_keras_tensor(given)
     assert tuple(captured.shape) == (4, 3)
     assert not node.arguments.kwargs
