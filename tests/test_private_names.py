@@ -91,7 +91,7 @@ def variable(name: str = "table", value: float = 1.0) -> keras.Variable:
     return keras.Variable(np.full((3, 2), value, "float32"), name=name)
 
 
-def pooled_model(model_class: type = keras.Model) -> keras.Model:
+def small_model(model_class: type = keras.Model) -> keras.Model:
     inputs = keras.Input((4,))
     model = model_class(inputs, keras.layers.Dense(1)(inputs))
     model.compile("sgd", loss="mse")
@@ -158,7 +158,7 @@ def test_a_callback_says_which_epoch_training_starts_from():
             of(self.model, "_initial_epoch")
             self.model._initial_epoch = 2
 
-    history = pooled_model().fit(*BATCH, epochs=4, verbose=0, callbacks=[Resumes()])
+    history = small_model().fit(*BATCH, epochs=4, verbose=0, callbacks=[Resumes()])
     assert history.epoch == [2, 3]
 
 
@@ -250,7 +250,7 @@ def test_keras_names_the_function_in_which_it_traces_a_step():
             self.graph = tf.compat.v1.get_default_graph().name
             return super().train_step(data)
 
-    model = pooled_model(Looks)
+    model = small_model(Looks)
     model.fit(*BATCH, verbose=0)
     assert model.graph == plan._KERAS_TRACES == "one_step_on_data", (
         "`trace_again` of maskedgrad/plan.py does nothing if Keras calls it otherwise"
@@ -353,7 +353,11 @@ def is_ours(cls: type) -> bool:
 
 
 def private_names() -> set[tuple[str, str]]:
-    """The file and the name, for each private name of another library that the package uses."""
+    """The file and the name, for each private name of another library that the package uses.
+
+    A name that the package defines somewhere passes for its own, unless a
+    class of the package has it from elsewhere.
+    """
     trees = {
         path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
         for path in sorted(PACKAGE.rglob("*.py"))
