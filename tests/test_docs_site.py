@@ -13,6 +13,7 @@ import keras
 import pytest
 
 import maskedgrad
+from tests.features import skip_if_lacking
 
 DOCS = Path(__file__).parent.parent / "docs"
 SITE_EXTRA = ("sphinx", "myst_parser", "furo")
@@ -70,6 +71,7 @@ def blocks(page):
 @pytest.mark.parametrize("page", ["tutorial.md", "why_zeroing_is_not_enough.md"])
 def test_a_page_shows_what_it_prints(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    skip_if_lacking((DOCS / page).read_text())
     names = {"__name__": "__main__"}
     for code, shown in blocks(page):
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import maskedgrad
-from tests.features import feature
+from tests.features import skip_if_lacking
 
 ROOT = Path(__file__).parent.parent
 # Run as programs: the second by a Python that has PyTorch and need not have maskedgrad.
@@ -45,7 +45,5 @@ def test_examples_of_pages(page, tmp_path, monkeypatch):
     """The Python blocks of a page run from top to bottom, as one program."""
     monkeypatch.chdir(tmp_path)
     program = "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S))
-    for name in sorted(set(re.findall(r"\bkeras\.((?:\w+\.)*\w+)", program))):
-        if feature(name) is None:
-            pytest.skip(f"the page uses keras.{name}, which this Keras does not have")
+    skip_if_lacking(program)
     exec(compile(program, page.name, "exec"), {"__name__": "__main__"})  # noqa: S102
