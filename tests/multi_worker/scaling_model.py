@@ -31,6 +31,7 @@ class Task(NamedTuple):
 MEASURED = Task(rows=20_000, width=64, trainable=100, batch=64, length=100)
 REALISTIC = Task(rows=400_000, width=300, trainable=100, batch=64, length=100)
 LARGE_BATCH = REALISTIC._replace(batch=1_024)
+NEXT_TO_NOTHING = Task(rows=2, width=1, trainable=1, batch=1, length=1)
 
 
 class Collective(NamedTuple):

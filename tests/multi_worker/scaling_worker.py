@@ -32,6 +32,7 @@ from tests.multi_worker.scaling_model import (
     LARGE_BATCH,
     MASKED,
     MEASURED,
+    NEXT_TO_NOTHING,
     REALISTIC,
     REDUCE,
     WAYS,
@@ -184,6 +185,20 @@ def cases(task):
     return [*((way, 1) for way in WAYS), (GATHERED, COPIES[task])]
 
 
+def added_by_strategy(strategy, turns, steps):
+    """Seconds that a strategy of one worker adds to a step, seen where there is little else."""
+    data = batches(NEXT_TO_NOTHING, steps)
+    shared = strategy.distribute_datasets_from_function(lambda context: data)
+    alone = compiled(NEXT_TO_NOTHING, DENSE)
+    with strategy.scope():
+        distributed = compiled(NEXT_TO_NOTHING, DENSE)
+    pairs = [
+        (median(step_times(alone, data)), median(step_times(distributed, shared)))
+        for _ in range(turns + 1)
+    ]
+    return max(0.0, median(under - without for without, under in pairs[1:]))
+
+
 def computing(task, alone):
     """By way, seconds of a step alone, and what the slices of a further worker add to it."""
     copies = COPIES[task]
@@ -228,6 +243,7 @@ def main(turns, steps):
         for way, model in models.items():
             check_collectives(way, model, shared)
     else:
+        result["strategy"] = added_by_strategy(strategy, turns, steps)
         few = batches(REALISTIC, steps // 4)
         # One model at a time: each has a table, and what its optimizer keeps.
         larger = {
