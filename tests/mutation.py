@@ -12,7 +12,7 @@ never the files themselves.
 
 Each mutant is tested in a fork of this process, which has imported TensorFlow
 but none of maskedgrad, and has run nothing. Needs an operating system that
-forks. No part of the suite: it takes about an hour.
+forks. No part of the suite: it takes its time.
 """
 
 import argparse
