@@ -12,7 +12,7 @@ never the files themselves.
 
 Each mutant is tested in a fork of this process, which has imported TensorFlow
 but none of maskedgrad, and has run nothing. Needs an operating system that
-forks. No part of the suite: it takes about an hour.
+forks. No part of the suite: it takes its time.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 from parso.python.tree import Keyword
 
 ROOT = Path(__file__).parents[1]
-# What runs longer than this counts as killed. A file's tests take half of it at the most.
+# What runs longer than this counts as killed. All tests of a file take half of it at the most.
 CPU_SECONDS_PER_MUTANT = 60
 SECONDS_PER_MUTANT = 900  # for what waits for ever
 

@@ -197,6 +197,25 @@ def test_a_loss_scaler_still_sees_what_trainable_rows_get():
     assert float(optimizer.dynamic_scale) < 4.0
 
 
+@pytest.mark.parametrize("trace", [lambda step: step, tf.function], ids=["eager", "graph"])
+def test_a_loss_scaler_sees_nothing_of_frozen_rows_in_the_step_that_builds_the_model(trace):
+    class Poisoned(MaskedModel):
+        def __init__(self):
+            super().__init__()
+            self.words, (self.pool, self.head) = words(), head()
+            self.poison = Poison(tf.constant(FROZEN, "int32"), float("inf"))
+
+        def call(self, ids):
+            return self.head(self.pool(self.poison(self.words(ids), ids)))
+
+    model = Poisoned()
+    optimizer = SCALERS["outside"](keras.optimizers.SGD(0.1), {model.words: IDS})
+    model.compile(optimizer, loss="mse")
+    trace(model.train_step)((tf.constant(X, "int32"), tf.constant(Y)))
+    assert float(optimizer.dynamic_scale) == 4.0
+    assert (model.words.embeddings.numpy()[IDS] != MATRIX[IDS]).all()
+
+
 def test_mixed_precision_scales_the_loss_and_freezes():
     keras.config.set_dtype_policy("mixed_float16")
     model, layer = functional(MaskedModel)
