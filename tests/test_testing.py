@@ -33,7 +33,9 @@ NUM_ROWS, IDS = 8, [6, 7]
 VALUES = np.random.default_rng(0).normal(size=(NUM_ROWS, 3)).astype("float32")
 BATCH = np.array([[0, 6, 6], [7, 1, 1]]), np.ones((2, 1), "float32")
 PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
-PAGE_FILES = dict(re.findall(r"^`([^`]+/[^`]+)`.*?\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
+# By name, what stands below a paragraph that begins with it.
+NAMED_BLOCK = r"^`([^`\n]+/[^`\n]+)`(?:[^\n]+\n)+\n```\w+\n(.*?)^```$"
+PAGE_FILES = dict(re.findall(NAMED_BLOCK, PAGE, re.M | re.S))
 WORKFLOW = PAGE_FILES[".github/workflows/frozen_rows.yml"]
 
 

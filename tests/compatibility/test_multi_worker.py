@@ -79,6 +79,12 @@ def two_workers(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("two"), 2, *SAME_AS_ALONE, *OTHERS)
 
 
+def alone(name):
+    """What one process is left with of a scenario."""
+    keras.utils.clear_session(free_memory=False)  # as before each scenario of the workers
+    return getattr(training, name)(None)
+
+
 def of(workers):
     """What each worker says of a scenario beside its arrays."""
     return [json.loads(str(worker["json"])) for worker in workers]
@@ -95,11 +101,13 @@ def assert_same_on_all(workers):
         assert_same(worker, workers[0])
 
 
-def assert_like_alone(worker, alone):
+def assert_like(worker, by_itself):
     """Shares of a batch are averaged apart and then added, so the order of a sum differs."""
-    assert worker.keys() == alone.keys()
+    assert worker.keys() == by_itself.keys()
     for name in worker.keys() - {"json"}:
-        np.testing.assert_allclose(worker[name], alone[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            worker[name], by_itself[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
 
 
 @works(*MULTI_WORKER)
@@ -109,12 +117,12 @@ def test_workers_hold_the_same_bits_and_train_what_one_process_trains(two_worker
     assert_same_on_all(workers)
     ids = [3, 7, 8, 9] if name == "rows_change" else IDS
     assert_only_trained(MATRIX, workers[0]["table"], ids)
-    assert_like_alone(workers[0], getattr(training, name)(None))
+    assert_like(workers[0], alone(name))
 
 
 @works(*MULTI_WORKER)
 def test_where_sums_have_no_rounding_the_bits_are_those_of_one_process(two_workers):
-    assert_same_on_all([training.exact_sums(None), *two_workers["exact_sums"]])
+    assert_same_on_all([alone("exact_sums"), *two_workers["exact_sums"]])
 
 
 @works(*MULTI_WORKER)
@@ -122,12 +130,12 @@ def test_where_sums_have_no_rounding_the_bits_are_those_of_one_process(two_worke
 def test_all_workers_return_the_same_history_which_is_that_of_one_process(two_workers, name):
     first, second = of(two_workers[name])
     assert first == second
-    (alone,) = of([getattr(training, name)(None)])
-    assert first["history"].keys() == alone["history"].keys()
+    (by_itself,) = of([alone(name)])
+    assert first["history"].keys() == by_itself["history"].keys()
     if metrics_are_of_all_devices():  # an old Keras shows those of a part of what is trained on
-        for metric, values in alone["history"].items():
+        for metric, values in by_itself["history"].items():
             np.testing.assert_allclose(first["history"][metric], values, rtol=1e-4, err_msg=metric)
-        np.testing.assert_allclose(first["evaluated"], alone["evaluated"], rtol=1e-4)
+        np.testing.assert_allclose(first["evaluated"], by_itself["evaluated"], rtol=1e-4)
 
 
 @works(
@@ -217,7 +225,7 @@ def test_four_workers_train_what_one_process_trains(tmp_path):
     for name, workers in trained(tmp_path, 4, *names).items():
         assert_same_on_all(workers)
         assert_only_trained(MATRIX, workers[0]["table"], IDS)
-        assert_like_alone(workers[0], getattr(training, name)(None))
+        assert_like(workers[0], alone(name))
 
 
 @refused(
