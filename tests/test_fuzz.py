@@ -183,7 +183,7 @@ def cut_short(whole) -> st.SearchStrategy:
     Flipped bytes are not drawn, for HDF5 itself may loop on them for ever: seen in
     `H5HG__cache_heap_deserialize`, which reads the lengths of text, of HDF5 1.14.
     """
-    beginnings = st.floats(0, 1).map(lambda share: whole()[: int(share * len(whole()))])
+    beginnings = st.deferred(lambda: st.integers(0, len(whole())).map(lambda end: whole()[:end]))
     return st.one_of(beginnings, st.binary(max_size=200))
 
 
