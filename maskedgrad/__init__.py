@@ -12,6 +12,7 @@ from maskedgrad.rows import Rows
 from maskedgrad.summary import summary
 from maskedgrad.targets import AlongAxis
 from maskedgrad.vectors import load_vectors
+from maskedgrad.version import __version__
 from maskedgrad.vocabulary import row_ids
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "MaskedTrainStep",
     "RowPatch",
     "Rows",
+    "__version__",
     "callbacks",
     "extend",
     "load_vectors",

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,11 +11,6 @@ import tensorflow as tf
 from maskedgrad.multi_worker import MultiWorkerSteps, returned
 from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
 from maskedgrad.summary import print_summary
-
-if TYPE_CHECKING:
-    from keras import Model as _Model
-else:
-    _Model = object
 
 
 class MaskedTrainStep(MultiWorkerSteps):
@@ -100,17 +95,17 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     def fit(self, *args, **kwargs):
         """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super().fit, args, kwargs)
+        _check_callbacks(super(MultiWorkerSteps, self).fit, args, kwargs)
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super().evaluate, args, kwargs)
+        _check_callbacks(super(MultiWorkerSteps, self).evaluate, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
         """`keras.Model.predict`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super().predict, args, kwargs)
+        _check_callbacks(super(MultiWorkerSteps, self).predict, args, kwargs)
         return super().predict(*args, **kwargs)
 
     def train_step(self, data):
@@ -161,7 +156,6 @@ class MaskedTrainStep(MultiWorkerSteps):
                 metric.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=batch_size)
 
 
-@keras.saving.register_keras_serializable(package="maskedgrad")
 class MaskedModel(MaskedTrainStep, keras.Model):
     """A `keras.Model` whose `train_step` masks gradients.
 

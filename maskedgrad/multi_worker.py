@@ -1,52 +1,106 @@
 """Keras' `fit` under `MultiWorkerMirroredStrategy`, where Keras 3 stops (keras issue 20585)."""
 
+import itertools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+
+from maskedgrad.workers import gathered, is_chief, spans_workers
 
 if TYPE_CHECKING:
     from keras import Model as _Model
 else:
     _Model = object
 
+# They do nothing to the training: all that they do is write files.
+FILE_WRITERS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.TensorBoard,
+)
+
 
 class MultiWorkerSteps(_Model):
     """Lets a `keras.Model` train under `MultiWorkerMirroredStrategy`; no change elsewhere.
 
-    Keras stops there twice. To build what is not built yet it averages a batch
-    over the workers, which TensorFlow cannot do with values of one device a
-    worker. And it averages what a step returns along the first axis of each
-    value, while what a step returns are scalars.
+    Put it before `keras.Model` among the bases. Keras stops there three times.
+    To build what is not built yet it averages a batch over the workers, which
+    TensorFlow cannot do with values of one device a worker. It averages what a
+    step returns along the first axis of each value, while what a step returns
+    are scalars. And it runs several steps in a loop of TensorFlow, in which
+    workers cannot reduce.
+
+    A Keras that gets past them by itself is not in its way: what it builds from is
+    a batch all the same, a value of one element is averaged to itself, and a step
+    at a time is what several steps come to. A test says once that is so.
+
+    Files are the chief's to write: `save` and `save_weights` do nothing on
+    other workers, and callbacks that only write files are left out there.
     """
 
-    def compile(self, *args, **kwargs):
-        """`keras.Model.compile`. Refuses several steps in one call where it spans workers."""
-        if kwargs.get("steps_per_execution", 1) != 1 and spans_workers(self.distribute_strategy):
-            raise ValueError(
-                "`steps_per_execution` must be 1 under `MultiWorkerMirroredStrategy`, since Keras "
-                "runs several steps in a loop of TensorFlow, in which workers cannot reduce. "
-                f"Received: steps_per_execution={kwargs['steps_per_execution']!r}"
-            )
-        super().compile(*args, **kwargs)
+    train_function: Any
+    test_function: Any
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        strategy = self.distribute_strategy
-        if iterator is not None and spans_workers(strategy):
-            data_batch = keras.tree.map_structure(
-                lambda value: strategy.experimental_local_results(value)[0], _first_batch(iterator)
-            )
-            iterator = None
-        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+    def fit(self, *args, **kwargs):
+        """`keras.Model.fit`. Where it spans workers, the chief alone writes files.
+
+        Raises:
+            ValueError: a `keras.callbacks.BackupAndRestore` is to run on several workers.
+        """
+        if spans_workers(self.distribute_strategy) and "callbacks" in kwargs:
+            writes_files = is_chief(self.distribute_strategy)
+            kwargs["callbacks"] = _callbacks_of_worker(kwargs["callbacks"], writes_files)
+        return super().fit(*args, **kwargs)
+
+    def save(self, filepath, *args, **kwargs):
+        """`keras.Model.save`, by the chief alone."""
+        if is_chief(self.distribute_strategy):
+            super().save(filepath, *args, **kwargs)
+
+    def save_weights(self, filepath, *args, **kwargs):
+        """`keras.Model.save_weights`, by the chief alone."""
+        if is_chief(self.distribute_strategy):
+            super().save_weights(filepath, *args, **kwargs)
+
+    def train_step(self, data):
+        """One step of training. Called by `fit`."""
+        return returned(super().train_step(data))
 
     def test_step(self, data):
         """One step of evaluation. Called by `evaluate`."""
         return returned(super().test_step(data))
 
+    def make_train_function(self, force=False):
+        """Called by Keras."""
+        made = self.train_function
+        super().make_train_function(force=force)
+        if self.train_function is not made:
+            self.train_function = self._step_by_step(self.train_function)
 
-def spans_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a strategy trains on several machines."""
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    def make_test_function(self, force=False):
+        """Called by Keras."""
+        made = self.test_function
+        super().make_test_function(force=force)
+        if self.test_function is not made:
+            self.test_function = self._step_by_step(self.test_function)
+
+    def _step_by_step(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        if self.steps_per_execution == 1 or not spans_workers(self.distribute_strategy):
+            return function
+        # Of what is no iterator of TensorFlow's, Keras takes one batch after the other.
+        return lambda iterator: function(itertools.chain([next(iterator)], iterator))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        strategy = self.distribute_strategy
+        if iterator is not None and spans_workers(strategy):
+            _check_as_many_batches(strategy, iterator.num_batches)
+            data_batch = keras.tree.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], _first_batch(iterator)
+            )
+            iterator = None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
 
 def returned(logs: dict[str, Any]) -> dict[str, Any]:
@@ -56,5 +110,31 @@ def returned(logs: dict[str, Any]) -> dict[str, Any]:
     return keras.tree.map_structure(lambda value: tf.reshape(value, [1]), logs)
 
 
-def _first_batch(iterator: Any) -> Any:
-    return next(next(batches for _, _, batches in iterator))
+def _callbacks_of_worker(callbacks: Any, writes_files: bool) -> list[Any]:
+    """The callbacks of `fit` that a worker is to have."""
+    callbacks = [callback for callback in tf.nest.flatten(callbacks) if callback is not None]
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            raise ValueError(
+                "`keras.callbacks.BackupAndRestore` writes on every worker, each over what the "
+                "others wrote. Received: that callback. Use "
+                "`maskedgrad.callbacks.BackupAndRestore`, with a folder that all workers see."
+            )
+    return [each for each in callbacks if writes_files or not isinstance(each, FILE_WRITERS)]
+
+
+def _check_as_many_batches(strategy: tf.distribute.Strategy, num_batches: int | None) -> None:
+    # A worker that knows that it has fewer would stop while the others wait for it.
+    counts = gathered(strategy, num_batches)
+    if set(counts) != {counts[0]}:
+        raise ValueError(
+            "Workers must have as many batches each, or not know how many. Received: "
+            f"{', '.join(f'{count} on worker {w}' for w, count in enumerate(counts))}. Give the "
+            "same data to each worker, which takes its share of it; or a data set that goes on "
+            "until all have run out: `dataset.filter(lambda *batch: True)`."
+        )
+
+
+def _first_batch(iterator: Iterator[Any]) -> Any:
+    # Before the batches stands what counts steps: one number or two, as versions of Keras differ.
+    return next(next(batches for *_, batches in iterator))

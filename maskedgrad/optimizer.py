@@ -157,16 +157,15 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 "table that is not named trains whole, and along the same axes. "
                 f"Expected: {listed(self._plan.tables)}. Received: {listed(targets)}"
             )
-        outside_of_graphs(lambda: self._change_rows(targets))
+        outside_of_graphs(lambda: self._change_rows(targets), self._plan.strategy)
 
     def _change_rows(self, targets: list[Target]) -> None:
         old, plan = self.inner_optimizer, self._plan
-        with plan.strategy.scope():
-            new, old_tables = clone_optimizer(old), plan.tables
-            plan.set_tables(targets, plan.variables)
-            self.inner_optimizer = new
-            self._build_inner_optimizer()
-            carry_over_state(old, new, old_tables, plan.tables, plan.variables)
+        new, old_tables = clone_optimizer(old), plan.tables
+        plan.set_tables(targets, plan.variables)
+        self.inner_optimizer = new
+        self._build_inner_optimizer()
+        carry_over_state(old, new, old_tables, plan.tables, plan.variables)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Finds the tables among `variables` and builds the inner optimizer.
@@ -424,7 +423,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             )
         # All rows that have state in the file, those of multiplier 0 too.
         targets = resolve_targets(saved, self._plan.variables)
-        outside_of_graphs(lambda: self._change_rows(targets))
+        outside_of_graphs(lambda: self._change_rows(targets), self._plan.strategy)
         self._plan.rows_after_loading = current
 
     def _finish_loading(self) -> None:

@@ -11,6 +11,7 @@ from maskedgrad.compact import MaskedTable, read_sparsely
 from maskedgrad.rates import with_learning_rates
 from maskedgrad.slots import nested_optimizers
 from maskedgrad.targets import SavedTarget, Target, resolve_targets
+from maskedgrad.workers import check_workers_agree, facts_about, spans_workers
 
 
 class Plan:
@@ -44,7 +45,13 @@ class Plan:
         return with_learning_rates(targets, self.row_learning_rates, variables)
 
     def set_tables(self, targets: Sequence[Target], variables: list[keras.Variable]) -> None:
-        """Takes the tables of `targets` for what is masked among `variables` from now on."""
+        """Takes the tables of `targets` for what is masked among `variables` from now on.
+
+        Raises:
+            ValueError: workers were started with different tables, rows or versions.
+        """
+        if spans_workers(tf.distribute.get_strategy()):
+            check_workers_agree(tf.distribute.get_strategy(), facts_about(targets))
         self.variables = variables
         self.tables = [MaskedTable(target) for target in targets]
         for table in self.tables:
@@ -135,8 +142,13 @@ class Plan:
         tf.__internal__.distribute.interim.maybe_merge_call(update_all, self.strategy)
 
 
-def outside_of_graphs(function: Callable[[], None]) -> None:
+@tf.autograph.experimental.do_not_convert
+def outside_of_graphs(
+    function: Callable[[], None], strategy: tf.distribute.Strategy | None = None
+) -> None:
     """Calls `function` eagerly, also where `tf.function` is tracing, in a thread of its own.
+
+    There it is in the scope of `strategy`; of that around the call if not given.
 
     Where the first batch builds the model and the optimizer, that happens in a
     trace. What the optimizer makes must outlive the graph of that trace, and
@@ -146,7 +158,7 @@ def outside_of_graphs(function: Callable[[], None]) -> None:
     another thread that Keras tracks no variables, which holds where a
     `LossScaleOptimizer` builds what it wraps.
     """
-    strategy = tf.distribute.get_strategy()
+    strategy = strategy or tf.distribute.get_strategy()
 
     def call_in_scope() -> None:
         with strategy.scope():

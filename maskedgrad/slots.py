@@ -109,6 +109,16 @@ def row_axes(
     ]
 
 
+def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    """The variables of which a built optimizer keeps averages, each with its average."""
+    # Keras has no public way to ask for them.
+    for nested in nested_optimizers(optimizer):
+        averages = getattr(nested, "_model_variables_moving_average", [])
+        for variable, average in zip(nested._trainable_variables, averages, strict=False):
+            if average is not None:
+                yield variable, average
+
+
 def _small(variable: keras.Variable, num_rows: int, axis: int) -> keras.Variable:
     shape = [num_rows if place == axis else 1 for place in range(len(variable.shape))]
     return StandIn(variable, tf.zeros(shape, variable.dtype))
@@ -125,8 +135,6 @@ def _start_averages(optimizer: Any, tables: Sequence[MaskedTable]) -> None:
     # Keras starts a moving average from the variable in the very first step
     # only, and has no public way to start one for rows that join later.
     compact = {id(table.compact) for table in tables}
-    for nested in nested_optimizers(optimizer):
-        averages = getattr(nested, "_model_variables_moving_average", [])
-        for variable, average in zip(nested._trainable_variables, averages, strict=False):
-            if average is not None and id(variable) in compact:
-                average.assign(variable)
+    for variable, average in moving_averages(optimizer):
+        if id(variable) in compact:
+            average.assign(variable)

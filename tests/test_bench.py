@@ -11,6 +11,7 @@ from maskedgrad.cli import bench, bench_work, main
 from maskedgrad.cli.bench_report import FLOOR, Result, ratio
 from maskedgrad.cli.bench_work import Case, changed_rows, trainable_ids, work
 from maskedgrad.cli.bench_worker import WAYS, batches_of, build, measure, training_time
+from tests.features import needs
 
 TINY = ["--rows", "60", "--width", "8", "--batch", "4", "--length", "5", "--trainable", "3"]
 CASE = Case(FLOOR, 60, 8, 4, 5, 3, "adam", "pool", False, 1)
@@ -47,7 +48,13 @@ def test_it_measures_what_each_way_costs_and_what_it_leaks(tmp_path, capsys):
         assert measured[way]["replica_bytes"] - floor["replica_bytes"] == 3 * 8 * 4
 
 
-@pytest.mark.parametrize("model", bench.MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=[needs("Input", "ragged")] if model == "ragged" else [])
+        for model in bench.MODELS
+    ],
+)
 @pytest.mark.parametrize("way", ["maskedgrad", "maskedgrad, stock Model"])
 def test_frozen_rows_keep_their_bits_in_every_model(way, model, monkeypatch):
     monkeypatch.setattr(bench_work, "MOST", 6)

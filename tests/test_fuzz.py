@@ -177,6 +177,16 @@ def changed(whole) -> st.SearchStrategy:
     return st.deferred(lambda: changed_bytes(whole()))
 
 
+def cut_short(whole) -> st.SearchStrategy:
+    """A beginning of what a function returns, or other bytes, in the place of an HDF5 file.
+
+    Flipped bytes are not drawn, for HDF5 itself may loop on them for ever: seen in
+    `H5HG__cache_heap_deserialize`, which reads the lengths of text, of HDF5 1.14.
+    """
+    beginnings = st.floats(0, 1).map(lambda share: whole()[: int(share * len(whole()))])
+    return st.one_of(beginnings, st.binary(max_size=200))
+
+
 @functools.cache
 def patch() -> RowPatch:
     table = TablePatch(PATH, Rows([3, 5], 7), MATRIX[:2], MATRIX[2:4], "0" * 64)
@@ -336,7 +346,7 @@ def test_the_config_of_a_saved_model(folder, config):
 
 
 @times(4)
-@given(weights=changed(lambda: members()["model.weights.h5"]))
+@given(weights=cut_short(lambda: members()["model.weights.h5"]))
 def test_the_weights_of_a_saved_model(folder, weights):
     verify(folder, saved_with(weights=weights))
 
@@ -474,7 +484,7 @@ epochs = st.one_of(scalars.filter(lambda value: value != 10**40), arrays)
 
 
 @times(4)
-@given(content=st.one_of(changed(backup_file), epochs.map(with_epoch)))
+@given(content=st.one_of(cut_short(backup_file), epochs.map(with_epoch)))
 def test_a_backup_of_training(folder, content):
     (folder / "latest.weights.h5").write_bytes(content)
     backup = callbacks.BackupAndRestore(folder)

@@ -26,6 +26,21 @@ def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
         assert_same_bits(actual, expected, "the compact gradient")
 
 
+def test_slices_are_not_made_dense():
+    num_rows = 1000
+    rows = Rows([1, 5], num_rows)
+
+    @tf.function
+    def select(values, indices, positions):
+        slices = tf.IndexedSlices(values, indices, tf.constant([num_rows, 3]))
+        return compact_gradient(slices, tf.constant(rows.ids), positions)
+
+    shapes = ([4, 3], "float32"), ([4], "int32"), ([num_rows], "int32")
+    graph = select.get_concrete_function(*(tf.TensorSpec(*shape) for shape in shapes)).graph
+    computed = [op for op in graph.get_operations() if op.type != "Placeholder"]
+    assert not [op for op in computed for out in op.outputs if num_rows in out.shape.as_list()]
+
+
 @cheap
 @given(data=st.data(), in_graph=st.booleans())
 def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data, in_graph):
@@ -52,6 +67,8 @@ def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data
         assert not masked.numpy()[table.frozen].any()
 
 
-def test_gradients_and_variables_must_be_of_one_length():
-    with pytest.raises(ValueError, match="one length"):
-        mask_gradients([None], [], {"table": [1]})
+@pytest.mark.parametrize("num_gradients", [0, 2])
+def test_gradients_and_variables_must_be_of_one_length(num_gradients):
+    table = keras.Variable([[1.0], [2.0]], name="table")
+    with pytest.raises(ValueError, match="of one length"):
+        mask_gradients([None] * num_gradients, [table], {"table": [1]})

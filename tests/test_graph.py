@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from maskedgrad import MaskedModel, MaskedOptimizer
+from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
+from tests.features import needs
 from tests.properties.strategies import optimizer_classes
 
 NUM_ROWS, WIDTH = 10_007, 3  # a prime that is far above every other size here
@@ -138,6 +139,18 @@ def test_a_step_is_smaller_than_the_table_that_is_named_by_its_path(first):
     assert_small(model)
 
 
+def test_a_step_of_a_model_built_once_compiled_is_smaller_than_the_table():
+    class MaskedSequential(MaskedTrainStep, keras.Sequential):
+        pass
+
+    words, pool = keras.layers.Embedding(NUM_ROWS, WIDTH), keras.layers.GlobalAveragePooling1D()
+    model = MaskedSequential([words, pool, keras.layers.Dense(1)])
+    model.compile("adam", loss="mse", trainable_rows={words: IDS})
+    model(TOKENS)
+    batch = tf.constant(TOKENS), tf.constant(LABELS)
+    assert large_operations(model.train_step, batch) == []
+
+
 def test_a_function_that_may_make_no_variable_trains_all_the_same():
     model, words = make_model(keras.Model)
     model.compile(MaskedOptimizer("adam", {words.embeddings.path: IDS}), loss="mse")
@@ -173,6 +186,7 @@ class Means(keras.layers.Layer):
         return tf.reduce_mean(self.look_up(self.words, ids), axis=1)
 
 
+@needs("Input", "ragged")
 @pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
 @pytest.mark.parametrize(
     "look_up",
@@ -237,7 +251,7 @@ PEAK_SCRIPT = """
 import sys
 from pathlib import Path
 import keras, numpy as np
-from maskedgrad import MaskedModel, MaskedOptimizer
+from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
 
 NUM_ROWS, WIDTH = 500_000, 128
 TABLE = NUM_ROWS * WIDTH * 4

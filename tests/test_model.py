@@ -1,12 +1,16 @@
 """`MaskedModel` trains as Keras does, in any way of running, and masks before anything looks."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
-from tests.properties.strategies import assert_same_bits
+from maskedgrad.model import MaskedFunctional
+from tests.features import exported, needs
+from tests.properties.strategies import assert_same_bits, mirrored_strategy
 
 NUM_ROWS, WIDTH, IDS = 12, 3, [2, 7]
 FROZEN = np.setdiff1d(np.arange(NUM_ROWS), IDS)
@@ -77,7 +81,7 @@ def train(model, optimizer, **options):
 @pytest.mark.parametrize("running", WAYS_OF_RUNNING)
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("built", [False, True], ids=["built by the first batch", "built"])
-@pytest.mark.parametrize("cls", [keras.optimizers.AdamW, keras.optimizers.ScheduleFreeAdamW])
+@pytest.mark.parametrize("cls", [keras.optimizers.AdamW, exported("optimizers.ScheduleFreeAdamW")])
 def test_any_model_in_any_way_of_running_trains_the_rows_and_no_others(cls, built, make, running):
     results = []
     for base in (MaskedModel, keras.Model):
@@ -112,9 +116,10 @@ def test_one_step_of_gradient_descent_is_that_of_the_whole_table(make):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("built", [False, True])
-def test_a_loop_written_by_hand_trains_the_rows_and_no_others(built, jit_compile):
+@pytest.mark.parametrize("cls", [keras.optimizers.AdamW, exported("optimizers.ScheduleFreeAdamW")])
+def test_a_loop_written_by_hand_trains_the_rows_and_no_others(cls, built, jit_compile):
     model, layer = sequential(keras.Model)
-    optimizer = MaskedOptimizer(keras.optimizers.ScheduleFreeAdamW(0.1), {layer: IDS})
+    optimizer = MaskedOptimizer(cls(0.1), {layer: IDS})
     if built:
         model(X[:1])
 
@@ -192,6 +197,25 @@ def test_a_loss_scaler_still_sees_what_trainable_rows_get():
     assert float(optimizer.dynamic_scale) < 4.0
 
 
+@pytest.mark.parametrize("trace", [lambda step: step, tf.function], ids=["eager", "graph"])
+def test_a_loss_scaler_sees_nothing_of_frozen_rows_in_the_step_that_builds_the_model(trace):
+    class Poisoned(MaskedModel):
+        def __init__(self):
+            super().__init__()
+            self.words, (self.pool, self.head) = words(), head()
+            self.poison = Poison(tf.constant(FROZEN, "int32"), float("inf"))
+
+        def call(self, ids):
+            return self.head(self.pool(self.poison(self.words(ids), ids)))
+
+    model = Poisoned()
+    optimizer = SCALERS["outside"](keras.optimizers.SGD(0.1), {model.words: IDS})
+    model.compile(optimizer, loss="mse")
+    trace(model.train_step)((tf.constant(X, "int32"), tf.constant(Y)))
+    assert float(optimizer.dynamic_scale) == 4.0
+    assert (model.words.embeddings.numpy()[IDS] != MATRIX[IDS]).all()
+
+
 def test_mixed_precision_scales_the_loss_and_freezes():
     keras.config.set_dtype_policy("mixed_float16")
     model, layer = functional(MaskedModel)
@@ -253,7 +277,103 @@ def test_a_regularizer_does_not_reach_frozen_rows(regularizer):
     assert_same_bits(layer.embeddings.numpy()[FROZEN], MATRIX[FROZEN], "frozen rows")
 
 
+def with_its_own_loss_and_metrics(base):
+    class Noted(base):
+        def __init__(self):
+            super().__init__()
+            self.words, (self.pool, self.head) = words(), head()
+            self.dropout = keras.layers.Dropout(0.5, seed=0)
+            # One goes before "loss" in the alphabet, and one after it. Keras updates neither.
+            self.means = [keras.metrics.Mean(name=name) for name in ("ease", "zeal")]
+
+        def call(self, ids, training=False):
+            return self.head(self.pool(self.dropout(self.words(ids), training=training)))
+
+        def compute_loss(self, *args, training=True, **kwargs):
+            loss = super().compute_loss(*args, training=training, **kwargs)
+            return loss if training else 2 * loss
+
+    model = Noted()
+    return model, model.words
+
+
+@pytest.mark.parametrize("make", [functional, with_its_own_loss_and_metrics])
+def test_what_training_shows_is_what_keras_shows(make):
+    histories = []
+    for base in (MaskedModel, keras.Model):
+        model, layer = make(base)
+        model.compile(MaskedOptimizer("sgd", {layer: IDS}), loss="mse", metrics=["mae"])
+        # The last batch is smaller, and counts less.
+        history = model.fit(X[:30], Y[:30], batch_size=8, epochs=2, shuffle=False, verbose=0)
+        histories.append(history.history)
+    assert histories[0] == histories[1]
+
+
+def test_the_loss_of_replicas_is_what_keras_shows():
+    losses = []
+    for base in (MaskedModel, keras.Model):
+        with mirrored_strategy().scope():
+            model, layer = functional(base)
+            model.compile(MaskedOptimizer("sgd", {layer: IDS}), loss="mse")
+        losses.append(model.fit(X, Y, batch_size=8, shuffle=False, verbose=0).history["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_a_step_is_traced_again_for_other_rows_and_for_nothing_else():
+    traces = []
+
+    class Traced(MaskedModel):
+        def train_step(self, data):
+            traces.append(len(traces))
+            return super().train_step(data)
+
+    inputs = keras.Input((5,), dtype="int32")
+    outputs = (embedding := words())(inputs)
+    for layer in head():
+        outputs = layer(outputs)
+    model = Traced(inputs, outputs)
+    optimizer = MaskedOptimizer("adam", {embedding: IDS})
+    model.compile(optimizer, loss="mse")
+
+    def traces_of_fit():
+        before = len(traces)
+        model.fit(X, Y, verbose=0)
+        return len(traces) - before
+
+    assert traces_of_fit() > 0
+    assert traces_of_fit() == 0
+    for _ in range(2):
+        optimizer.set_trainable_rows({embedding: [3]})
+        assert traces_of_fit() > 0
+        assert traces_of_fit() == 0
+    model.make_train_function(force=True)
+    assert traces_of_fit() > 0
+
+
 # ---- the class ----
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        MaskedModel,
+        lambda inputs, outputs: MaskedModel(inputs, outputs=outputs),
+        lambda inputs, outputs: MaskedModel(inputs=inputs, outputs=outputs, name="named"),
+    ],
+)
+def test_inputs_and_outputs_make_a_functional_model_however_they_are_given(make):
+    inputs = keras.Input((3,))
+    model = make(inputs, keras.layers.Dense(1)(inputs))
+    assert type(model) is MaskedFunctional
+    assert type(keras.Model.from_config(model.get_config())).__name__ == "Functional"
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    assert type(again) is MaskedFunctional
+    assert MaskedModel.__bases__ == (MaskedTrainStep, keras.Model)
+
+
+def test_the_summary_takes_what_that_of_keras_takes():
+    ours, theirs = (inspect.signature(cls.summary) for cls in (MaskedModel, keras.Model))
+    assert ours == theirs
 
 
 def test_functional_and_subclassed_models_live_in_one_process():
@@ -293,8 +413,11 @@ def test_compile_wraps_the_optimizer():
     [
         lambda rows: "adam",
         lambda rows: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
-        lambda rows: keras.optimizers.MultiOptimizer(
-            keras.optimizers.OptimizerMap(MaskedOptimizer("adam", rows))
+        pytest.param(
+            lambda rows: keras.optimizers.MultiOptimizer(
+                keras.optimizers.OptimizerMap(MaskedOptimizer("adam", rows))
+            ),
+            marks=needs("optimizers.MultiOptimizer"),
         ),
     ],
 )
@@ -303,6 +426,32 @@ def test_an_optimizer_that_masks_nothing_is_refused(make):
     with pytest.raises(ValueError, match="every row would train"):
         model.compile(make({layer: IDS}), loss="mse")
     assert not model.compiled
+
+
+@pytest.mark.parametrize(
+    "compile_by",
+    [
+        lambda model, rows: model.compile(MaskedOptimizer("rmsprop", rows)),
+        lambda model, rows: model.compile(MaskedOptimizer("rmsprop", rows), "mse"),
+        lambda model, rows: model.compile(optimizer=MaskedOptimizer("rmsprop", rows), loss="mse"),
+        lambda model, rows: model.compile(trainable_rows=rows),
+        lambda model, rows: model.compile(None, "mse", trainable_rows=rows),
+        lambda model, rows: model.compile(loss="mse", trainable_rows=rows),
+    ],
+)
+def test_rows_are_enough_to_compile_and_the_optimizer_is_that_of_keras(compile_by):
+    model, layer = functional(MaskedModel)
+    compile_by(model, {layer: IDS})
+    assert model.compiled
+    assert isinstance(model.optimizer.inner_optimizer, keras.optimizers.RMSprop)
+
+
+@pytest.mark.parametrize("given", [((None, "mse"), {}), ((), {"loss": "mse"})], ids=str)
+def test_a_loss_without_rows_is_refused(given):
+    args, kwargs = given
+    model, _ = functional(MaskedModel)
+    with pytest.raises(ValueError, match="every row would train"):
+        model.compile(*args, **kwargs)
 
 
 def test_rows_given_twice_are_refused():
@@ -356,8 +505,11 @@ def test_callbacks_may_be_nested_as_in_keras(as_given):
     model.compile(averaging, loss="mse", trainable_rows={words: [1]})
     x, y = np.array([[0, 1, 2]]), np.ones((1, 3, 2))
     model.fit(x, y, verbose=0, callbacks=as_given(keras.callbacks.TerminateOnNaN()))
-    with pytest.raises(ValueError, match="SwapEMAWeights"):
-        model.fit(x, y, verbose=0, callbacks=as_given(keras.callbacks.SwapEMAWeights()))
+    swap = keras.callbacks.SwapEMAWeights()
+    for method, data in [(model.fit, (x, y)), (model.evaluate, (x, y)), (model.predict, (x,))]:
+        assert method(*data, verbose=0, callbacks=as_given(keras.callbacks.Callback())) is not None
+        with pytest.raises(ValueError, match="SwapEMAWeights"):
+            method(*data, verbose=0, callbacks=as_given(swap))
 
 
 def test_keras_still_has_the_method_that_lets_a_model_train_on_several_machines():

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from maskedgrad import MaskedOptimizer, Rows
 from maskedgrad.optimizer import masked_optimizer_in
+from tests.features import needs
 from tests.properties.strategies import assert_same_bits
 
 IDS = [1, 4]
@@ -98,6 +99,19 @@ def test_apply_without_variables_means_those_of_build():
     assert (other.numpy() < before).all()
 
 
+def test_a_step_starts_from_what_the_table_holds_now():
+    layer = built_layer()
+    optimizer = MaskedOptimizer(keras.optimizers.SGD(1.0), {layer: IDS})
+    optimizer.build([layer.embeddings])
+    layer.embeddings.assign(np.full((6, 3), 5.0))
+    optimizer.apply(dense_gradients(layer.embeddings), [layer.embeddings])
+    assert layer.embeddings.numpy()[:, 0].tolist() == [5, 4, 5, 5, 4, 5]
+    layer.embeddings.assign(np.full((6, 3), 7.0))
+    with optimizer.gathered_rows():
+        pass
+    assert (layer.embeddings.numpy() == 7).all()
+
+
 def test_no_gradients_at_all_is_no_step():
     layer = built_layer()
     optimizer = MaskedOptimizer("sgd", {layer: IDS})
@@ -128,8 +142,10 @@ def test_the_loss_is_scaled_by_the_inner_optimizer():
     optimizer = MaskedOptimizer(inner, {built_layer(): IDS})
     assert float(optimizer.scale_loss(2.0)) == 16.0
     assert optimizer.loss_scale_factor == 8.0
-    keras.optimizers.LossScaleOptimizer(optimizer)  # it takes scaling over from what it wraps
-    assert inner.loss_scale_factor is None
+    bare = keras.optimizers.SGD(loss_scale_factor=8.0)
+    for wrapped in (bare, optimizer):
+        keras.optimizers.LossScaleOptimizer(wrapped)  # may take scaling over from what it wraps
+    assert inner.loss_scale_factor == bare.loss_scale_factor
 
 
 def test_set_weights_restores_the_state_through_any_wrapper():
@@ -144,8 +160,9 @@ def test_set_weights_restores_the_state_through_any_wrapper():
     optimizer.set_weights(saved)
     for variable, value in zip(optimizer.variables, saved, strict=True):
         assert_same_bits(variable, value, variable.path)
-    with pytest.raises(ValueError, match="shapes"):
-        optimizer.set_weights(saved[:-1])
+    for weights in (saved[:-1], [*saved, saved[-1]], [*saved[:-1], saved[-1][:1]]):
+        with pytest.raises(ValueError, match="shapes"):
+            optimizer.set_weights(weights)
 
 
 @pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
@@ -170,6 +187,7 @@ def test_weight_decay_can_be_excluded(how, wrap):
         optimizer.exclude_from_weight_decay(var_names=["kernel"])
 
 
+@needs("optimizers.MultiOptimizer")
 def test_optimizers_route_a_table_by_its_own_path_and_name():
     layer = built_layer()
     seen = []
@@ -215,19 +233,108 @@ def test_the_optimizer_inside_others_is_found():
     optimizer = MaskedOptimizer("sgd", {built_layer(): IDS})
     assert masked_optimizer_in(keras.optimizers.LossScaleOptimizer(optimizer)) is optimizer
     assert masked_optimizer_in(keras.optimizers.SGD()) is None
+    assert masked_optimizer_in(None) is None
+
+
+def test_rows_are_counted_as_chosen_by_build_and_by_each_change():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    counts = [optimizer.num_row_changes]
+    optimizer.build([layer.embeddings])
+    for ids in ([0], [0, 1]):
+        counts.append(optimizer.num_row_changes)
+        optimizer.set_trainable_rows({layer: ids})
+    assert [*counts, optimizer.num_row_changes] == [0, 1, 2, 3]
+
+
+def test_the_optimizers_of_an_inner_one_are_told():
+    inner = keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD())
+    layer = built_layer()
+    optimizer = MaskedOptimizer(inner, {layer: IDS})
+    optimizer.build([layer.embeddings])
+    assert optimizer.optimizers is inner.optimizers
+    assert not hasattr(MaskedOptimizer("sgd", {layer: IDS}), "optimizers")
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("num_tables", [0, 2])
+def test_state_of_another_number_of_tables_is_let_be(num_tables, built):
+    layer = built_layer()
+    optimizer = MaskedOptimizer("adam", {layer: IDS})
+    if built:
+        optimizer.build([layer.embeddings])
+    inner = optimizer.inner_optimizer
+    optimizer.load_own_variables({str(table): np.array([0]) for table in range(num_tables)})
+    assert optimizer.inner_optimizer is inner
+    assert [list(rows) for rows in optimizer.trainable_rows.values()] == [IDS]
 
 
 # ---- reading sparsely ----
 
 
-def test_tf_gather_still_asks_what_it_reads_for_a_sparse_read():
-    """`read_sparsely` leans on that, and training would be slow, not wrong, without it."""
+def test_a_table_of_a_layer_that_is_built_is_read_sparsely_from_the_start():
     layer = built_layer()
-    MaskedOptimizer("sgd", {layer: IDS}).build([layer.embeddings])
-    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2], "int32"))
-    reads = [op.type for op in graph.graph.get_operations()]
-    assert "ResourceGather" in reads
-    assert "GatherV2" not in reads
+    MaskedOptimizer("sgd", {layer: IDS})
+    assert hasattr(layer.embeddings, "sparse_read")
+
+
+def test_a_table_that_is_named_by_its_path_is_read_sparsely_once_it_is_known():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {layer.embeddings.path: IDS})
+    assert not hasattr(layer.embeddings, "sparse_read")
+    optimizer.prepare([layer.embeddings])
+    assert hasattr(layer.embeddings, "sparse_read")
+    assert not optimizer.built
+
+
+@pytest.mark.parametrize(("by_path", "traces"), [(False, ["sparse"]), (True, ["dense", "sparse"])])
+def test_a_step_is_traced_again_where_the_first_trace_read_the_table_whole(by_path, traces):
+    seen = []
+
+    class Traced(keras.Model):
+        def train_step(self, data):
+            seen.append("sparse" if hasattr(words.embeddings, "sparse_read") else "dense")
+            return super().train_step(data)
+
+    words = keras.layers.Embedding(6, 3)
+    model = Traced(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+    target = words.embeddings.path if by_path else words
+    model.compile(MaskedOptimizer("sgd", {target: IDS}), loss="mse")
+    model.fit(np.zeros((2, 3)), np.zeros((2, 3, 3)), verbose=0)
+    assert seen == traces
+
+
+def test_a_function_that_builds_what_it_trains_runs_what_reads_sparsely():
+    layer, sparse = keras.layers.Embedding(6, 3), []
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+
+    @tf.function
+    def step(ids):
+        sparse.append(layer.built and hasattr(layer.embeddings, "sparse_read"))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        gradients = tape.gradient(loss, layer.trainable_variables)
+        optimizer.apply(gradients, layer.trainable_variables)
+
+    step(tf.constant(IDS))
+    assert sparse == [False, True]
+
+
+def test_a_function_that_cannot_be_traced_again_stops_before_it_trains_nothing():
+    layer, made = keras.layers.Embedding(6, 3), []
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+
+    @tf.function
+    def step(ids):
+        if not made:  # a first value that TensorFlow cannot make before it runs the function
+            made.append(tf.Variable(tf.reduce_sum(ids)))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(ids))
+        gradients = tape.gradient(loss, layer.trainable_variables)
+        optimizer.apply(gradients, layer.trainable_variables)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="held no value yet"):
+        step(tf.constant(IDS))
 
 
 # ---- bad input ----
@@ -250,8 +357,11 @@ def test_the_error_of_a_wrong_optimizer_names_it():
     [
         lambda optimizer: optimizer,
         keras.optimizers.LossScaleOptimizer,
-        lambda optimizer: keras.optimizers.MultiOptimizer(
-            keras.optimizers.OptimizerMap(keras.optimizers.SGD(), {"a": optimizer})
+        pytest.param(
+            lambda optimizer: keras.optimizers.MultiOptimizer(
+                keras.optimizers.OptimizerMap(keras.optimizers.SGD(), {"a": optimizer})
+            ),
+            marks=needs("optimizers.MultiOptimizer"),
         ),
     ],
 )
@@ -353,8 +463,9 @@ def test_a_refused_build_changes_nothing(trainable_rows):
     assert not hasattr(layer.embeddings, "sparse_read")
 
 
-def test_another_keras_backend_is_refused(monkeypatch):
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_keras_backend_is_refused(backend, monkeypatch):
     layer = built_layer()
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(ValueError, match=r"needs Keras to run on TensorFlow.*'jax'"):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(ValueError, match=rf"needs Keras to run on TensorFlow.*'{backend}'"):
         MaskedOptimizer("sgd", {layer: IDS})

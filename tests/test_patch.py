@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import time
@@ -287,8 +288,9 @@ def test_values_that_are_not_finite_are_refused_unless_asked_for(value):
     rows = Rows([3, 9], NUM_ROWS)
     values = np.array([[0, 0, 0], [0, value, 0]], "float32")
     patch = patch_of(rows, values, frozen_digest(model.table, rows))
-    with pytest.raises(ValueError, match=r"Rows\('9'.*allow_nonfinite=True"):
-        patch.apply_to(model)
+    for refused in (patch.apply_to, patch.applied):
+        with pytest.raises(ValueError, match=r"Rows\('9'.*allow_nonfinite=True"):
+            refused(model)
     assert_same_bits(model.table, MATRIX, "refused")
     patch.apply_to(model, allow_nonfinite=True)
     assert_same_bits(model.table.numpy()[[3, 9]], values, "asked for")
@@ -296,9 +298,15 @@ def test_values_that_are_not_finite_are_refused_unless_asked_for(value):
 
 def test_an_original_of_other_rows_or_another_base_is_refused():
     model = classifier([3, 9])
-    for original in (classifier([3]), classifier([3, 9], damaged(MATRIX, 5))):
-        with pytest.raises(ValueError, match="original"):
-            RowPatch.from_model(model, original=RowPatch.from_model(original))
+    others = {
+        "of the rows that are trained now": [classifier([3]), classifier([3, 9], name="tokens")],
+        # Two, so that a digest is once above and once below in the alphabet.
+        "with the same frozen rows": [classifier([3, 9], damaged(MATRIX, row)) for row in (5, 6)],
+    }
+    for message, models in others.items():
+        for one, other in itertools.permutations([model, *models], 2):
+            with pytest.raises(ValueError, match=message):
+                RowPatch.from_model(one, original=RowPatch.from_model(other))
     with pytest.raises(TypeError, match="original"):
         RowPatch.from_model(model, original=MATRIX)
     with pytest.raises(ValueError, match="MaskedOptimizer"):
@@ -309,7 +317,9 @@ def test_a_patch_is_a_value():
     patch, _ = trained_patch(3, 9)
     table = patch.tables[PATH]
     assert patch == RowPatch(dataclasses.replace(table, values=table.values.copy()))
-    for other in (
+    assert repr(patch) == "RowPatch({'words/embeddings': Rows('3,9', num_rows=40)})"
+    assert patch != patch.checksum
+    for change in (
         {"path": "tags"},
         {"rows": Rows([3, 8], NUM_ROWS)},
         {"rows": Rows([3, 9], NUM_ROWS + 1)},
@@ -317,12 +327,24 @@ def test_a_patch_is_a_value():
         {"original": None},
         {"digest": "0" * 64},
     ):
-        assert patch != RowPatch(dataclasses.replace(table, **other)), other
+        other = RowPatch(dataclasses.replace(table, **change))
+        assert patch != other, change
+        assert other != patch, change
     for array in (table.values, table.original, table.ids):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
     with pytest.raises(TypeError):
         patch.tables["other"] = table
+
+
+def test_a_patch_holds_at_least_one_table_and_each_once():
+    patch, _ = trained_patch(3, 9)
+    table = patch.tables[PATH]
+    other = dataclasses.replace(table, path="tags/embeddings")
+    assert list(RowPatch(table, other).tables) == [PATH, "tags/embeddings"]
+    for refused in ([], [table, table], [table, other, table]):
+        with pytest.raises(ValueError, match="at least one table, and each path once"):
+            RowPatch(*refused)
 
 
 def test_functions_traced_before_see_the_patch():
@@ -478,9 +500,9 @@ def test_every_flipped_bit_is_seen_or_means_nothing(tmp_path, patch_bytes):
     assert num_refused >= 2 * (len(whole) - 8)
 
 
-def crafted(num_rows=NUM_ROWS, shape=(2, 3), ids=(3, 9), values=None, digest="0" * 64, **header):
+def crafted(num_rows=NUM_ROWS, shape=(2, 3), ids=(3, 9), values=None, table=PATH, **header):
     """A file with a checksum that fits, whatever else it says."""
-    tables = {PATH: {"num_rows": num_rows, "digest": digest}}
+    tables = {table: {"num_rows": num_rows, "digest": "0" * 64}}
     values = np.zeros(shape, "float32") if values is None else values
     tensors = {f"{PATH}/ids": np.array(ids), f"{PATH}/values": values}
     header = {"version": 1, "tables": tables, "sha256": checksum(tables, tensors), **header}
@@ -509,6 +531,7 @@ FOREIGN = {
     "a later version": crafted(version=2),
     "a wrong checksum": crafted(sha256="0" * 64),
     "no tables": crafted(tables=None),
+    "a table of which it holds nothing": crafted(table="tags"),
     "fewer rows than ids": crafted(shape=(1, 3)),
     "ids beyond the table": crafted(num_rows=5),
     "repeated ids": crafted(ids=(3, 3)),

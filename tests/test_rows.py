@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad.rows import Rows
+from maskedgrad.rows import Rows, shorten
 from maskedgrad.targets import (
     SavedTarget,
     decode_trainable_rows,
@@ -58,6 +58,16 @@ def test_set_algebra(ids, others):
     assert hash(Rows(ids[::-1], 30)) == hash(rows)
 
 
+def test_rows_of_tables_of_different_lengths_differ():
+    assert Rows([1], 5) != Rows([1], 6)
+    assert Rows([1], 6) != Rows([1], 5)
+    assert Rows([1], 5) != [1]
+    with pytest.raises(ValueError, match="length"):
+        Rows([1], 5).union(Rows([1], 6))
+    with pytest.raises(TypeError, match="takes a `Rows`"):
+        Rows([1], 5).union([1])
+
+
 @cheap
 @given(ids=id_lists)
 def test_mask_and_positions_agree_with_the_ids(ids):
@@ -73,12 +83,18 @@ def test_a_config_gives_the_same_rows(ids):
     assert Rows.from_config(Rows(ids, 30).get_config()) == Rows(ids, 30)
 
 
+masks = id_lists.map(lambda ids: np.isin(np.arange(30), ids))
+
+
 @cheap
-@given(rows=st.one_of(id_lists, slices, id_lists.map(lambda ids: Rows(ids, 30))))
+@given(rows=st.one_of(id_lists, slices, masks, id_lists.map(lambda ids: Rows(ids, 30))))
 def test_unresolved_rows_survive_a_config(rows):
     target, decoded = next(iter(decode_trainable_rows(encode_trainable_rows({"a": rows})).items()))
     assert target == "a"
     assert Rows(decoded, 30) == Rows(rows, 30)
+    if isinstance(rows, (Rows, np.ndarray)):  # they say how long the table is
+        with pytest.raises(ValueError, match="length"):
+            Rows(decoded, 31)
 
 
 def test_a_range_costs_a_few_bytes_and_reads_well():
@@ -95,10 +111,27 @@ def test_everyday_constructors_select_what_they_say(n, ids):
     assert Rows.of_words([vocabulary[i] for i in ids], vocabulary) == Rows(ids, 30)
 
 
+def test_a_table_without_rows_has_no_rows():
+    for rows in ([], slice(None), np.zeros(0, bool), Rows.last(0, 0), Rows.of_words([], [])):
+        assert list(Rows(rows, 0)) == []
+    assert Rows.of_words([], []).num_rows == 0
+
+
 @pytest.mark.parametrize("n", [-1, 31, 1.0, True])
 def test_more_rows_than_there_are_cannot_be_the_last(n):
     with pytest.raises(ValueError, match="from 0 to 30"):
         Rows.last(n, 30)
+
+
+def test_what_is_shown_of_rows_is_short():
+    start = [*range(1, 28, 2)]  # 37 characters, with a comma after each
+    shown = ",".join(map(str, start))
+    assert repr(Rows([2, 7], 10)) == "Rows('2,7', num_rows=10)"
+    assert repr(Rows([*start, 100], 2000)) == f"Rows('{shown},100', num_rows=2000)"
+    assert repr(Rows([*start, 1000], 2000)) == f"Rows('{shown},...', num_rows=2000)"
+    eighty, more = ["x" * 36, "y" * 36], ["x" * 37, "y" * 36]
+    assert shorten(eighty) == repr(eighty)
+    assert shorten(more) == f"{repr(more)[:77]}..."
 
 
 def test_a_million_scattered_rows_are_one_short_string_in_a_config():
@@ -122,16 +155,16 @@ def test_rows_cannot_be_changed():
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ([3, 10], ValueError, "below 10"),
-        ([-1], ValueError, "negative"),
-        ([3, 3], ValueError, "repeated"),
+        ([3, 11, 10], ValueError, r"below 10.*Received: array\(\[10, 11\]\)$"),
+        ([0, -1, 1], ValueError, r"negative.*Received: array\(\[-1\]\)"),
+        ([1, 3, 3, 5, 2, 2, 2], ValueError, r"repeated.*more than once: array\(\[2, 3\]\)"),
         ([1.5], TypeError, "integers"),
         ([1.0], TypeError, "integers"),
         ([[1, 2]], ValueError, "rank 1"),
         (3, ValueError, "rank 1"),
-        ([True, False], ValueError, "length"),
+        ([True, False], ValueError, r"^A boolean mask must .* 10\. Received: a boolean mask of"),
         (np.ones((10, 1), bool), ValueError, "rank 1"),
-        (Rows([1], 11), ValueError, "length"),
+        (Rows([1], 11), ValueError, r"^A `Rows` must .* 10\. Received: a `Rows` of length 11$"),
         (["the"], TypeError, "vocabulary"),
         ("the", TypeError, "sequence"),
         (None, TypeError, "sequence"),

@@ -26,13 +26,16 @@ from maskedgrad.testing import (
     optimizers,
     row_sets,
 )
+from tests.features import needs
 from tests.properties.strategies import mirrored_strategy
 
 NUM_ROWS, IDS = 8, [6, 7]
 VALUES = np.random.default_rng(0).normal(size=(NUM_ROWS, 3)).astype("float32")
 BATCH = np.array([[0, 6, 6], [7, 1, 1]]), np.ones((2, 1), "float32")
 PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
-PAGE_FILES = dict(re.findall(r"^`([^`]+/[^`]+)`.*?\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
+# By name, what stands below a paragraph that begins with it.
+NAMED_BLOCK = r"^`([^`\n]+/[^`\n]+)`(?:[^\n]+\n)+\n```\w+\n(.*?)^```$"
+PAGE_FILES = dict(re.findall(NAMED_BLOCK, PAGE, re.M | re.S))
 WORKFLOW = PAGE_FILES[".github/workflows/frozen_rows.yml"]
 
 
@@ -324,7 +327,7 @@ def test_a_walk_needs_a_batch():
     "make_optimizer",
     [
         lambda: keras.optimizers.AdamW(0.1),
-        lambda: keras.optimizers.Muon(0.1),
+        pytest.param(lambda: keras.optimizers.Muon(0.1), marks=needs("optimizers.Muon")),
         lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_overwrite_frequency=2),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
     ],

@@ -1,10 +1,14 @@
 """`BackupAndRestore`: a backup of training that survives being killed."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import keras
+
+from maskedgrad.workers import gathered, is_chief, spans_workers
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -17,12 +21,15 @@ class BackupAndRestore(keras.callbacks.Callback):
     writes weights and epoch one after the other, over the old ones.
 
     Use another folder for each model. The backup is removed once training ends.
+    Where training spans workers, the chief writes it and all of them read it.
 
     Args:
-        backup_dir: the path of the folder that the backup is kept in.
+        backup_dir: the path of the folder that the backup is kept in, which
+            all workers see.
 
     Raises:
-        ValueError: the model is not built when training begins.
+        ValueError: the model is not built when training begins, or workers see
+            different backups.
         OSError: the backup cannot be written, or is not one.
 
     Example:
@@ -48,29 +55,21 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"Received: the model {self.model.name!r}, which is not. "
                 "Call it on a batch of data first."
             )
-        if not self._path.exists():
+        epoch = self._epoch()
+        self._check_seen_by_all(epoch)
+        if epoch is None:
             return
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        # What `fit` starts from. Keras' own callback sets it too; nothing public does.
-        self.model._initial_epoch = self._load()
-
-    def _load(self) -> int:
-        """Loads the weights of the backup, and returns the epoch to go on from."""
-        try:
-            with h5py.File(self._path) as backup:
-                epoch = int(backup.attrs["epoch"])
+        with self._read():
             self.model.load_weights(self._path)
-        except Exception as error:  # neither HDF5 nor Keras says what it raises for damaged files
-            raise OSError(
-                f"Expected a backup of the model {self.model.name!r}. Received: "
-                f"{str(self._path)!r}, which is of another model or damaged ({error}). "
-                "Remove it to train from the beginning."
-            ) from error
-        return epoch
+        # What `fit` starts from. Keras' own callback sets it too; nothing public does.
+        self.model._initial_epoch = epoch
 
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras."""
+        if not is_chief(self.model.distribute_strategy):
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name("next.weights.h5")
         self.model.save_weights(beside, overwrite=True)
@@ -82,7 +81,41 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Called by Keras."""
-        self._path.unlink(missing_ok=True)
+        if is_chief(self.model.distribute_strategy):
+            self._path.unlink(missing_ok=True)
+
+    def _epoch(self) -> int | None:
+        """How many epochs the backup has; `None` if there is no backup."""
+        if not self._path.exists():
+            return None
+        with self._read(), h5py.File(self._path) as backup:
+            return int(backup.attrs["epoch"])
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # neither HDF5 nor Keras says what it raises for damaged files
+            raise OSError(
+                f"Expected a backup of the model {self.model.name!r}. Received: "
+                f"{str(self._path)!r}, which is of another model or damaged ({error}). "
+                "Remove it to train from the beginning."
+            ) from error
+
+    def _check_seen_by_all(self, epoch: int | None) -> None:
+        strategy = self.model.distribute_strategy
+        if not spans_workers(strategy):
+            return
+        epochs = gathered(strategy, epoch)
+        if set(epochs) != {epochs[0]}:
+            seen = (
+                f"{'none' if each is None else f'one of {each} epochs'} on worker {worker}"
+                for worker, each in enumerate(epochs)
+            )
+            raise ValueError(
+                f"All workers must see one backup. Received: {', '.join(seen)}. "
+                "Keep it in a folder that they share."
+            )
 
 
 def _flush(path: Path) -> None:

@@ -3,16 +3,18 @@
 import keras
 
 from maskedgrad.optimizer import MaskedOptimizer
+from maskedgrad.slots import moving_averages
 
 
-class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
+class SwapEMAWeights(keras.callbacks.Callback):
     """Evaluates, predicts and saves with the averaged weights, tables included.
 
     Equivalent to `keras.callbacks.SwapEMAWeights` for an optimizer that masks
     nothing. That callback swaps the variables that an optimizer holds, and of a
     masked table that is the compact variable, which no layer reads: with it,
     every weight of the model is swapped but the tables. Frozen rows have no
-    average, and keep their bits.
+    average, and keep their bits. And after `predict` the callback of Keras
+    leaves the averages in the model; this one takes them out again.
 
     Args:
         swap_on_epoch: bool, as for `keras.callbacks.SwapEMAWeights`.
@@ -33,6 +35,11 @@ class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
     ...                       callbacks=[callbacks.SwapEMAWeights()])
     """
 
+    def __init__(self, swap_on_epoch: bool = False):
+        super().__init__()
+        self.swap_on_epoch = swap_on_epoch
+        self._holds_averages = False
+
     def set_model(self, model):
         """Called by Keras, before anything is trained or evaluated."""
         optimizer = getattr(model, "optimizer", None)
@@ -48,33 +55,50 @@ class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Called by Keras."""
-        with self.model.optimizer.gathered_rows():
-            super().on_epoch_begin(epoch, logs)
+        if self.swap_on_epoch:
+            self._hold_averages(False)
 
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras."""
-        with self.model.optimizer.gathered_rows():
-            super().on_epoch_end(epoch, logs)
+        if self.swap_on_epoch:
+            self._hold_averages(True)
+            if epoch == self.params["epochs"] - 1:
+                self._keep_averages()
 
     def on_test_begin(self, logs=None):
         """Called by Keras."""
-        with self.model.optimizer.gathered_rows():
-            super().on_test_begin(logs)
+        self._hold_averages(True)
 
     def on_test_end(self, logs=None):
         """Called by Keras."""
-        with self.model.optimizer.gathered_rows():
-            super().on_test_end(logs)
+        self._hold_averages(False)
 
     def on_predict_begin(self, logs=None):
         """Called by Keras."""
-        with self.model.optimizer.gathered_rows():
-            super().on_predict_begin(logs)
+        self._hold_averages(True)
 
     def on_predict_end(self, logs=None):
         """Called by Keras."""
-        with self.model.optimizer.gathered_rows():
-            super().on_predict_end(logs)
+        self._hold_averages(False)
+
+    def _hold_averages(self, wanted: bool) -> None:
+        """Swaps weights and averages, if it is not the wanted ones that the model holds."""
+        if wanted == self._holds_averages:
+            return
+        optimizer = self.model.optimizer
+        with optimizer.gathered_rows():
+            for variable, average in moving_averages(optimizer.inner_optimizer):
+                weight = keras.ops.convert_to_numpy(variable)
+                variable.assign(average)
+                average.assign(weight)
+        self._holds_averages = wanted
+
+    def _keep_averages(self) -> None:
+        # When training ends, Keras makes the averages that the optimizer holds the weights.
+        optimizer = self.model.optimizer
+        with optimizer.gathered_rows():
+            for variable, average in moving_averages(optimizer.inner_optimizer):
+                average.assign(variable)
 
 
 def _averages(optimizer) -> bool:

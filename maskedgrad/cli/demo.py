@@ -5,13 +5,20 @@ and the topics of its manual. Sentences are classified by the package that they
 come from. Identifiers and numbers become the symbols <name> and <number>, and
 words without a vector <unknown>, which no pretrained vector knows. The same
 classifier is then trained five ways, and a table tells what each of them did:
-to the accuracy, and to the rows that should keep their bits.
+to the accuracy, and to the rows that should keep their bits. With `--workers 2`
+all of that is done by two processes of this machine that train together; with
+`TF_CONFIG` in the environment, by the machines that it names.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, pstdev
@@ -22,15 +29,18 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.cli.figure import draw
+from maskedgrad.cli.local_workers import local_workers
 from maskedgrad.cli.prose import SPECIAL, Examples, Task, make_task, read_prose
 from maskedgrad.cli.recipes import (
     RECIPES,
     Change,
     Head,
+    Recipe,
     StepTimes,
     frozen_change,
 )
 from maskedgrad.summary import count_parameters, state_bytes
+from maskedgrad.workers import is_chief
 
 WAYS = ["table frozen", "table trainable", "two-layer recipe", "gradient times mask", "maskedgrad"]
 BATCH_SIZE = 32
@@ -75,6 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="epochs of each training (default: %(default)s)",
     )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        default=1,
+        help="how many processes of this machine train together (default: %(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,15 +106,21 @@ def run(options: argparse.Namespace) -> int:
             its sources, or the vectors are not of the words of its prose.
     """
     _check_extras()
+    if options.workers > 1 and "TF_CONFIG" not in os.environ:
+        return _run_workers(options.workers, options.arguments)
     from rich.console import Console
 
-    console = Console(highlight=False)
+    # Made before anything else of TensorFlow's, as it demands.
+    strategy = _strategy()
+    console = Console(highlight=False, quiet=not is_chief(strategy))
     with console.status("Reading the prose of Python's standard library"):
         prose = read_prose(Path(sysconfig.get_path("stdlib")))
     with console.status("Reading the vectors" if options.vectors else "Training Word2Vec"):
         task = make_task(prose, options.vectors)
     console.print(task.description())
-    outcomes = compare(task, options.seeds, options.epochs)
+    outcomes = compare(task, options.seeds, options.epochs, strategy)
+    if not is_chief(strategy):
+        return 0
     summaries = {way: summarize(outcomes[way]) for way in WAYS}
     console.print(_rich_table(summaries, options.seeds))
     console.print(conclusion(summaries, len(task.matrix) - len(SPECIAL)))
@@ -120,8 +143,10 @@ class Outcome(NamedTuple):
     table: np.ndarray
 
 
-def compare(task: Task, seeds: int, epochs: int) -> dict[str, list[Outcome]]:
-    """Trains each way on the task, once for each seed, and shows the progress."""
+def compare(
+    task: Task, seeds: int, epochs: int, strategy: tf.distribute.Strategy
+) -> dict[str, list[Outcome]]:
+    """Trains each way on the task, once for each seed; the chief shows the progress."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -133,25 +158,25 @@ def compare(task: Task, seeds: int, epochs: int) -> dict[str, list[Outcome]]:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and is_chief(strategy)),
     ) as progress:
         epochs_done = progress.add_task("", total=seeds * len(WAYS) * epochs)
         # Seeds outside, so that what else the machine does meets every way alike.
         for seed in range(seeds):
             for way in WAYS:
                 progress.update(epochs_done, description=f"{way}, seed {seed + 1}")
+                with strategy.scope():
+                    recipe = make_recipe(way, task, seed)
                 outcomes[way].append(
-                    train(way, task, seed, epochs, lambda: progress.advance(epochs_done))
+                    train(recipe, task, seed, epochs, lambda: progress.advance(epochs_done))
                 )
     return outcomes
 
 
-def train(
-    way: str, task: Task, seed: int, epochs: int, on_epoch_end: Callable[[], None]
-) -> Outcome:
-    """Trains the classifier one way, with the seed for all that is random."""
+def make_recipe(way: str, task: Task, seed: int) -> Recipe:
+    """The classifier, made one way, with the seed for all that is random."""
     keras.utils.set_random_seed(seed)
-    recipe = RECIPES[way](
+    return RECIPES[way](
         task.matrix,
         task.special_ids,
         _head(len(task.packages), seed),
@@ -159,6 +184,12 @@ def train(
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
+
+
+def train(
+    recipe: Recipe, task: Task, seed: int, epochs: int, on_epoch_end: Callable[[], None]
+) -> Outcome:
+    """Trains the classifier on batches that the seed shuffles."""
     step_times = StepTimes()
     history = recipe.model.fit(
         _batches(task.training).shuffle(len(task.training.ids), seed=seed).batch(BATCH_SIZE),
@@ -225,6 +256,29 @@ def conclusion(summaries: Mapping[str, Mapping[str, Any]], num_frozen: int) -> s
         "where they started.\n"
         "Which way is the most accurate depends on the task: this is about what may not change."
     )
+
+
+def _strategy() -> tf.distribute.Strategy:
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _run_workers(num_workers: int, arguments: Sequence[str]) -> int:
+    """Runs the same command as several workers, of which the first is seen."""
+    command = [sys.executable, "-m", "maskedgrad", *arguments]
+    with contextlib.ExitStack() as stack:
+        outputs = [
+            stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(num_workers - 1)
+        ]
+        seen = [{}, *({"stdout": output, "stderr": subprocess.STDOUT} for output in outputs)]
+        workers = stack.enter_context(local_workers(command, seen))
+        statuses = [worker.wait() for worker in workers]
+        for output, status in zip(outputs, statuses[1:], strict=True):
+            if status:
+                output.seek(0)
+                sys.stderr.write(output.read())
+    return max(abs(status) for status in statuses)
 
 
 def _head(num_classes: int, seed: int) -> Head:

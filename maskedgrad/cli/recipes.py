@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.model import MaskedModel
+from maskedgrad.multi_worker import MultiWorkerSteps, returned
 from maskedgrad.optimizer import MaskedOptimizer
 from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.rows import Rows
@@ -53,7 +54,7 @@ class Recipe(NamedTuple):
 def frozen_table(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
     """No row trains: `trainable=False`. See `Recipe`."""
     words = _embedding(matrix, trainable=False)
-    model = keras.Model(*_inputs_and_outputs(words, head))
+    model = StockModel(*_inputs_and_outputs(words, head))
     model.compile(optimizer, **compile_options)
     return Recipe(model, lambda: _table(words))
 
@@ -61,7 +62,7 @@ def frozen_table(matrix, trainable_ids, head: Head, optimizer, **compile_options
 def trainable_table(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
     """Every row trains: `trainable=True`. See `Recipe`."""
     words = _embedding(matrix)
-    model = keras.Model(*_inputs_and_outputs(words, head))
+    model = StockModel(*_inputs_and_outputs(words, head))
     model.compile(optimizer, **compile_options)
     return Recipe(model, lambda: _table(words))
 
@@ -90,7 +91,7 @@ def two_layers(matrix, trainable_ids, head: Head, optimizer, **compile_options) 
         special = keras.ops.relu(ids - (num_rows - num_special - 1))
         return keras.layers.Add()([ordinary(ids), added(special)])
 
-    model = keras.Model(*_inputs_and_outputs(embed, head))
+    model = StockModel(*_inputs_and_outputs(embed, head))
     model.compile(optimizer, **compile_options)
     return Recipe(model, lambda: _table(ordinary) + _table(added)[place_in_added])
 
@@ -108,7 +109,7 @@ def stop_gradient_mix(matrix, trainable_ids, head: Head, optimizer, **compile_op
     """The layer looks up in `mask * E + stop_gradient((1 - mask) * E)`. See `Recipe`."""
     words = StopGradientEmbedding(*matrix.shape, weights=[matrix], mask_zero=True, name="words")
     words.mask = _column_mask(matrix, trainable_ids)
-    model = keras.Model(*_inputs_and_outputs(words, head))
+    model = StockModel(*_inputs_and_outputs(words, head))
     model.compile(optimizer, **compile_options)
     return Recipe(model, lambda: _table(words))
 
@@ -196,7 +197,11 @@ def frozen_change(before: np.ndarray, after: np.ndarray, trainable_ids: Ids) -> 
     return Change(int(changed.sum()), float(np.abs(after - before).max(initial=0.0)))
 
 
-class GradientTimesMask(keras.Model):
+class StockModel(MultiWorkerSteps, keras.Model):
+    """A model of Keras that also trains where several workers do, for the demo with workers."""
+
+
+class GradientTimesMask(StockModel):
     """What users write by hand, after Keras' guide to custom training steps."""
 
     def set_mask(self, words: keras.layers.Embedding, mask: np.ndarray) -> None:
@@ -227,7 +232,7 @@ class GradientTimesMask(keras.Model):
                 metric.update_state(loss)
             else:
                 metric.update_state(y, y_pred)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return returned({metric.name: metric.result() for metric in self.metrics})
 
 
 class StopGradientEmbedding(keras.layers.Embedding):
@@ -248,9 +253,9 @@ def _embedding(matrix, **options) -> keras.layers.Embedding:
 
 
 def _inputs_and_outputs(embed: Callable[[Any], Any], head: Head) -> tuple[Any, Any]:
-    ids = keras.Input(
-        (None,), dtype="int32", name="ids", ragged=getattr(head, "ragged", False) or None
-    )
+    # An old Keras does not know the argument.
+    ragged = {"ragged": True} if getattr(head, "ragged", False) else {}
+    ids = keras.Input((None,), dtype="int32", name="ids", **ragged)
     return ids, head(embed(ids))
 
 

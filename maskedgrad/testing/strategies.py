@@ -18,7 +18,12 @@ except ImportError as error:
         'Property tests need the library Hypothesis. Install it: pip install "maskedgrad[testing]"'
     ) from error
 
-WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+# By what `OptimizerSpec.wrapper` calls them, those that this Keras exports.
+WRAPPERS = {
+    wrapper: getattr(keras.optimizers, name)
+    for wrapper, name in {"loss_scale": "LossScaleOptimizer", "multi": "MultiOptimizer"}.items()
+    if hasattr(keras.optimizers, name)
+}
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 TABLE_PATH = "words/embeddings"
 POISON = [np.nan, np.inf, -np.inf]
@@ -62,7 +67,7 @@ def optimizer_classes() -> list[type[keras.optimizers.Optimizer]]:
         if inspect.isclass(item)
         and issubclass(item, keras.optimizers.Optimizer)
         and item is not keras.optimizers.Optimizer
-        and item not in WRAPPERS
+        and item not in WRAPPERS.values()
     ]
 
 
@@ -98,7 +103,7 @@ class OptimizerSpec:
 def optimizers(
     draw: st.DrawFn,
     cls: type[keras.optimizers.Optimizer] | None = None,
-    wrappers: tuple[str, ...] = ("", "loss_scale", "multi"),
+    wrappers: Sequence[str] = ("", *WRAPPERS),
 ) -> OptimizerSpec:
     """An `OptimizerSpec` with any mix of what all optimizers take.
 
@@ -106,7 +111,7 @@ def optimizers(
         draw: given by Hypothesis.
         cls: the class of the optimizer; any that Keras exports if not given.
         wrappers: what may be around it: nothing, a `LossScaleOptimizer`, or a
-            `MultiOptimizer` that leaves kernels to another.
+            `MultiOptimizer`, if Keras exports it, that leaves kernels to another.
 
     Example:
 

@@ -40,6 +40,18 @@ What was tried together with `MaskedOptimizer`, and what came of it. Each row is
 *Works* means: the model trains, the trainable rows move, every frozen row keeps its bits, and the
 feature does what it does without the wrapper. *Refused* means: a clear error before training
 begins, which names the way round.
+
+## Versions
+
+Python 3.10 to 3.13, TensorFlow 2.18 or newer, Keras 3.8 or newer. Which of them the tests were run
+with stands in [testing](testing.md#versions). Before 3.8, Keras did not divide the loss among the
+devices of a strategy, so that steps were as many times too large; before 3.7 the variables of its
+layers were no instances of `keras.Variable`. Before 3.10 it shows losses and metrics of a part of
+the data under a strategy, with or without `MaskedOptimizer`; what it trains is right.
+
+What Keras brought later works where it is there: `keras.Input(ragged=True)` since 3.9, `Muon` since
+3.10, `keras.layers.ReversibleEmbedding` since 3.13, `MultiOptimizer` and `ScheduleFreeAdamW` since
+3.15. On Python 3.10 there is no Keras after 3.12.
 """
 
 

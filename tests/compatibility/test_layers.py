@@ -20,6 +20,7 @@ from tests.compatibility.helpers import (
     pooled_model,
 )
 from tests.compatibility.table import refused, works
+from tests.features import needs
 
 TABLES = "Layers that hold tables"
 ON_TOP = "Layers on top"
@@ -190,6 +191,7 @@ def ragged_model(model_class):
 
 
 @works(TABLES, "`Embedding` with ragged ids", "`keras.Input(ragged=True)`")
+@needs("Input", "ragged")
 @in_both_models
 def test_ragged_ids_are_looked_up(model_class):
     texts = [row[: 1 + place % LENGTH].tolist() for place, row in enumerate(X)]

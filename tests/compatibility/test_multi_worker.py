@@ -1,83 +1,260 @@
-"""Several workers train what one process trains on the joined batch, and keep the same bits."""
+"""Workers hold the same bits, and train what one process trains on the joined batches.
 
-import contextlib
+Each law is that of a scenario in `tests/multi_worker/training.py`. The scenarios of two
+workers run one after the other in two processes that are started once, because starting
+them is most of what they cost.
+"""
+
 import json
-import os
-import socket
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
+from maskedgrad.cli.local_workers import local_workers
+from maskedgrad.testing import assert_same_bits
+from tests.compatibility.helpers import assert_only_trained
 from tests.compatibility.table import refused, works
-from tests.multi_worker_training import IDS, MATRIX
+from tests.features import metrics_are_of_all_devices
+from tests.multi_worker import training
+from tests.multi_worker.training import IDS, MATRIX, NUM_ROWS
 
-LONGEST = 240  # seconds; a worker that waits for another in vain ends too
+LONGEST = 900  # seconds, and far less on a machine that does nothing else
+SAME_AS_ALONE = [
+    "functional_model",
+    "lazy_model",
+    "mixin",
+    "several_steps_a_call",
+    "rows_change",
+    "own_loop",
+    "small_last_batch",
+    "empty_last_batch",
+    "no_trainable_id_on_one_worker",
+    "one_worker_runs_out",
+]
+OTHERS = ["exact_sums", "traffic", "files", "differing_workers", "stock"]
+
+MULTI_WORKER = (
+    "Devices",
+    "`tf.distribute.MultiWorkerMirroredStrategy`",
+    "In a `MaskedModel` or a `MaskedTrainStep`. Keras by itself cannot `fit` there (keras issue "
+    "20585). Files are written by the chief alone.",
+)
+KILLED = (
+    "Devices",
+    "A worker that is killed",
+    "The others stop with an error that names it, once TensorFlow misses it: some seconds later. "
+    "Start all of them again with `maskedgrad.callbacks.BackupAndRestore`.",
+)
+DIFFERING = (
+    "Devices",
+    "Workers with different tables, rows, versions or numbers of batches",
+    "Refused when training starts, by an error that names the difference.",
+)
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def run(folder, num_workers, *scenarios):
+    """The output and exit status of each worker; what they are left with is in `folder`."""
+    command = [sys.executable, "-m", "tests.multi_worker.training", str(folder), *scenarios]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with local_workers(command, num_workers * [options]) as workers:
+        outputs = [worker.communicate(timeout=LONGEST)[0] for worker in workers]
+    return outputs, [worker.returncode for worker in workers]
 
 
-def train(kind, folder, num_workers):
-    """What each worker is left with. No worker stands for training without a strategy."""
-    workers = [f"127.0.0.1:{port}" for port in free_ports(num_workers)]
-    processes = []
-    for index in range(max(1, num_workers)):
-        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        environment = {"TF_CONFIG": json.dumps(config)} if workers else {}
-        arguments = ["-m", "tests.multi_worker_training", kind, str(folder / f"{index}.npz")]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+def trained(folder, num_workers, *scenarios):
+    """By scenario, what each worker is left with."""
+    outputs, statuses = run(folder, num_workers, *scenarios)
+    assert not any(statuses), "\n".join(outputs)
+    return {
+        name: [dict(np.load(folder / f"{name} {i}.npz")) for i in range(num_workers)]
+        for name in scenarios
+    }
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("two"), 2, *SAME_AS_ALONE, *OTHERS)
+
+
+def alone(name):
+    """What one process is left with of a scenario."""
+    keras.utils.clear_session(free_memory=False)  # as before each scenario of the workers
+    return getattr(training, name)(None)
+
+
+def of(workers):
+    """What each worker says of a scenario beside its arrays."""
+    return [json.loads(str(worker["json"])) for worker in workers]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"json"}:
+        assert_same_bits(one[name], other[name], name)
+
+
+def assert_same_on_all(workers):
+    for worker in workers[1:]:
+        assert_same(worker, workers[0])
+
+
+def assert_like(worker, by_itself):
+    """Shares of a batch are averaged apart and then added, so the order of a sum differs."""
+    assert worker.keys() == by_itself.keys()
+    for name in worker.keys() - {"json"}:
+        np.testing.assert_allclose(
+            worker[name], by_itself[name], rtol=1e-4, atol=1e-5, err_msg=name
         )
-    try:
-        outputs = [process.communicate(timeout=LONGEST)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    return [dict(np.load(folder / f"{index}.npz")) for index in range(len(processes))]
+
+
+@works(*MULTI_WORKER)
+@pytest.mark.parametrize("name", SAME_AS_ALONE)
+def test_workers_hold_the_same_bits_and_train_what_one_process_trains(two_workers, name):
+    workers = two_workers[name]
+    assert_same_on_all(workers)
+    ids = [3, 7, 8, 9] if name == "rows_change" else IDS
+    assert_only_trained(MATRIX, workers[0]["table"], ids)
+    assert_like(workers[0], alone(name))
+
+
+@works(*MULTI_WORKER)
+def test_where_sums_have_no_rounding_the_bits_are_those_of_one_process(two_workers):
+    assert_same_on_all([alone("exact_sums"), *two_workers["exact_sums"]])
+
+
+@works(*MULTI_WORKER)
+@pytest.mark.parametrize("name", ["functional_model", "lazy_model", "several_steps_a_call"])
+def test_all_workers_return_the_same_history_which_is_that_of_one_process(two_workers, name):
+    first, second = of(two_workers[name])
+    assert first == second
+    (by_itself,) = of([alone(name)])
+    assert first["history"].keys() == by_itself["history"].keys()
+    if metrics_are_of_all_devices():  # an old Keras shows those of a part of what is trained on
+        for metric, values in by_itself["history"].items():
+            np.testing.assert_allclose(first["history"][metric], values, rtol=1e-4, err_msg=metric)
+        np.testing.assert_allclose(first["evaluated"], by_itself["evaluated"], rtol=1e-4)
 
 
 @works(
     "Devices",
-    "`tf.distribute.MultiWorkerMirroredStrategy`, two workers",
-    "In a `MaskedModel` or a `MaskedTrainStep`. Keras by itself cannot `fit` there (keras issue "
-    "20585).",
+    "`steps_per_execution` under `MultiWorkerMirroredStrategy`",
+    "Steps are made one by one, and callbacks are called for several at once.",
 )
+def test_several_steps_in_one_call_are_as_many_calls(two_workers):
+    one_by_one, together = (
+        two_workers["functional_model"][0],
+        two_workers["several_steps_a_call"][0],
+    )
+    assert one_by_one.keys() == together.keys()
+    for name in one_by_one.keys() - {"json"}:
+        # TensorFlow optimizes the step as another graph, which rounds otherwise.
+        np.testing.assert_allclose(together[name], one_by_one[name], rtol=1e-6, err_msg=name)
+
+
+@works(*MULTI_WORKER)
+def test_what_crosses_workers_for_a_table_is_its_trainable_rows(two_workers):
+    """Read off the traced graph: what goes into each collective, with -1 for any length."""
+    from tests.multi_worker.traffic import BATCH, IDS, LENGTH, WIDTH
+
+    shapes = of(two_workers["traffic"])[0]
+    head = WIDTH + 1  # kernel and bias; TensorFlow packs what it reduces into one vector
+    for num_rows in ("10000", "1000000"):
+        packed = [["CollectiveReduceV2", "float32", [len(IDS) * WIDTH + head]]]
+        assert shapes["maskedgrad"][num_rows] == packed
+        slices = ["CollectiveGatherV2", "float32", [BATCH // 2 * LENGTH, WIDTH]]
+        assert slices in shapes["table trainable"][num_rows]
+        whole = [["CollectiveReduceV2", "float32", [int(num_rows) * WIDTH + head]]]
+        assert shapes["table trainable, dense gradient"][num_rows] == whole
+
+
+@works(*MULTI_WORKER)
+def test_only_the_chief_writes_files(two_workers):
+    chief, other = of(two_workers["files"])
+    written = {"board", "checkpoint.keras", "log.csv", "model.keras", "model.weights.h5"}
+    assert set(chief["names"]) == written
+    assert other["names"] == []
+
+
 @refused(
     "Devices",
-    "`steps_per_execution` under `MultiWorkerMirroredStrategy`",
-    "Leave it at 1: workers cannot reduce in the loop that Keras runs several steps in.",
+    "`keras.callbacks.BackupAndRestore` under `MultiWorkerMirroredStrategy`",
+    "Each worker would write over the others. Use `maskedgrad.callbacks.BackupAndRestore`.",
 )
-@pytest.mark.parametrize("kind", ["functional", "lazy"])
-def test_workers_keep_the_same_bits_and_train_what_one_process_trains(kind, tmp_path):
-    (tmp_path / "alone").mkdir()
-    (alone,) = train(kind, tmp_path / "alone", num_workers=0)
-    first, second = train(kind, tmp_path, num_workers=2)
-    assert first.keys() == second.keys() == alone.keys()
-    for name in first.keys() - {"results"}:
-        assert first[name].tobytes() == second[name].tobytes(), name
-    changed = (first["table"].view("uint32") != MATRIX.view("uint32")).any(axis=1)
-    assert np.flatnonzero(changed).tolist() == IDS
-    for name in first.keys() - {"results"}:
-        # Halves of a batch are averaged apart and then added: the order of a sum differs.
-        np.testing.assert_allclose(first[name], alone[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    ours, others, theirs = (json.loads(str(each["results"])) for each in (first, second, alone))
-    assert ours == others
-    assert "must be 1 under `MultiWorkerMirroredStrategy`" in ours["refusal"]
-    assert ours["history"].keys() == theirs["history"].keys()
-    for name, values in theirs["history"].items():
-        np.testing.assert_allclose(ours["history"][name], values, rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(ours["evaluated"], theirs["evaluated"], rtol=1e-4)
+def test_backups_that_workers_do_not_share_are_refused(two_workers):
+    for worker in of(two_workers["files"]):
+        stock, apart = worker["refusals"]
+        assert "`maskedgrad.callbacks.BackupAndRestore`" in stock
+        assert "one of 1 epochs on worker 0, none on worker 1" in apart
+
+
+@refused(*DIFFERING)
+def test_workers_that_know_of_other_numbers_of_batches_are_refused(two_workers):
+    for worker in of(two_workers["one_worker_runs_out"]):
+        assert "4 on worker 0, 2 on worker 1" in worker["refusal"]
+
+
+@refused(*DIFFERING)
+def test_workers_that_differ_are_refused_by_an_error_that_names_the_difference(two_workers):
+    first, second = (worker["messages"] for worker in of(two_workers["differing_workers"]))
+    assert first == second
+    rows, more_rows, lazy, values, version, change = first
+    assert "for the rows of 'words/embeddings' that train: 3,7 of axis 0 on worker 0" in rows
+    assert "3,8 of axis 0 on worker 1" in rows
+    assert "3,8:10 of axis 0 on worker 1" in more_rows
+    assert "3,8:10 of axis 0 on worker 1" in lazy
+    assert "for the values of 'words/embeddings', by their SHA-256" in values
+    assert f"the version of Keras: {keras.__version__} on worker 0" in version
+    assert "0.0.1 on worker 1" in version
+    assert "1,3 of axis 0 on worker 0, and 1:3 of axis 0 on worker 1" in change
+
+
+@refused(*DIFFERING)
+def test_tables_of_other_shapes_are_refused_when_they_are_made(tmp_path):
+    """By TensorFlow, whose first collective this is."""
+    outputs, statuses = run(tmp_path, 2, "other_shape")
+    assert all(statuses)
+    assert any(f"[{NUM_ROWS - 1},4]" in out and f"[{NUM_ROWS},4]" in out for out in outputs)
+
+
+@works(*MULTI_WORKER)
+def test_four_workers_train_what_one_process_trains(tmp_path):
+    names = ["functional_model", "no_trainable_id_on_one_worker"]
+    for name, workers in trained(tmp_path, 4, *names).items():
+        assert_same_on_all(workers)
+        assert_only_trained(MATRIX, workers[0]["table"], IDS)
+        assert_like(workers[0], alone(name))
+
+
+@refused(
+    "Devices",
+    "`MultiWorkerMirroredStrategy` in a stock `keras.Model`",
+    "By Keras itself, whatever the optimizer.",
+)
+def test_keras_by_itself_cannot_fit(two_workers):
+    """Once it can, `MultiWorkerSteps` has served its time."""
+    for errors in of(two_workers["stock"]):
+        assert all(errors)
+
+
+@works(*KILLED)
+def test_training_goes_on_from_the_backup_after_a_worker_was_killed(tmp_path):
+    (tmp_path / "uninterrupted").mkdir()
+    (uninterrupted,) = trained(tmp_path / "uninterrupted", 2, "backed_up").values()
+    outputs, (first, second) = run(tmp_path, 2, "second_killed")
+    assert (first, second) == (1, -9)
+    assert "UnavailableError" in outputs[0]
+    assert "/job:worker/replica:0/task:1" in outputs[0]
+    (resumed,) = trained(tmp_path, 2, "backed_up").values()
+    assert [each["epochs"] for each in of(resumed)] == [[1, 2, 3]] * 2
+    assert_same(resumed[0], uninterrupted[0])
+
+
+@works(*KILLED)
+def test_the_other_workers_stop_when_the_chief_is_killed(tmp_path):
+    outputs, (first, second) = run(tmp_path, 2, "first_killed")
+    assert (first, second) == (-9, 1)
+    assert "UnavailableError" in outputs[1]
+    assert "task:0" in outputs[1]

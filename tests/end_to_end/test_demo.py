@@ -89,7 +89,10 @@ def test_symbols_start_from_zero_even_where_the_file_holds_them(tmp_path):
     assert task.matrix.tolist() == [[0, 0], [1, 2], [1, 2], [0, 0], [0, 0], [0, 0]]
 
 
-def test_only_maskedgrad_trains_symbols_and_leaves_every_other_row_its_bits(tmp_path, capsys):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_only_maskedgrad_trains_symbols_and_leaves_every_other_row_its_bits(
+    workers, tmp_path, capfd
+):
     random = np.random.default_rng(0)
     words = ["the", "of", "to", "and", "in", "is", "a", "for", "be", "this", "that", "return"]
     vectors = _write_vectors(
@@ -98,14 +101,15 @@ def test_only_maskedgrad_trains_symbols_and_leaves_every_other_row_its_bits(tmp_
     image, numbers = tmp_path / "figure.png", tmp_path / "numbers.json"
 
     paths = ["--vectors", str(vectors), "--figure", str(image), "--json", str(numbers)]
-    status = main(["demo", *paths, "--seeds", "1", "--epochs", "1"])
+    status = main(["demo", *paths, "--seeds", "1", "--epochs", "1", "--workers", workers])
 
     assert status == 0
     assert image.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     ways = json.loads(numbers.read_text(encoding="utf-8"))
     assert list(ways) == demo.WAYS
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capfd.readouterr().out.split())
     assert all(way in printed for way in demo.WAYS)
+    assert printed.count("The figure is in") == 1
     assert "They do with: table frozen, maskedgrad." in printed
     assert f"Some change with: {', '.join(LEAKING)}." in printed
     assert not any(ways["table frozen"]["symbol_distances"].values())
@@ -135,9 +139,16 @@ def test_help_names_every_option_and_its_default(capsys):
         main(["demo", "--help"])
     assert exit_.value.code == 0
     printed = capsys.readouterr().out
-    options = ["vectors", "figure", "json", "seeds", "epochs"]
+    options = ["vectors", "figure", "json", "seeds", "epochs", "workers"]
     assert all(f"--{option} " in printed for option in options)
     assert " ".join(printed.split()).count("(default: ") == len(options)
+
+
+def test_what_makes_a_worker_fail_is_shown(tmp_path, capfd):
+    path = _write_vectors(tmp_path / "vectors.txt", {"gâteau": [1.0]}, header=True)
+    assert main(["demo", "--vectors", str(path), "--workers", "2"]) == 1
+    # Twice in a traceback, and one of each worker.
+    assert capfd.readouterr().err.count("none of the words") == 4
 
 
 @pytest.mark.parametrize("library", ["gensim", "matplotlib", "rich"])

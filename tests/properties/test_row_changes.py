@@ -1,5 +1,7 @@
 """The set of trainable rows changes: rows move only while they train, and start fresh."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -159,16 +161,31 @@ def test_what_is_excluded_from_weight_decay_stays_excluded():
     assert_same_bits(table, VALUES, "the table")
 
 
-@pytest.mark.parametrize("rows", [{"table": [9]}, {"table": []}, {"other": [1]}, {"t.*|o.*": [1]}])
-def test_a_refused_change_changes_nothing(rows):
+NAMES = ["table", "other", "t.*|o.*"]
+REFUSED = [
+    (masked, named, rows)
+    for masked, named, rows in itertools.product(NAMES, NAMES, [(9,), (), (1,)])
+    if named != masked or rows != (1,)
+]
+
+
+@pytest.mark.parametrize(("masked", "named", "rows"), REFUSED)
+def test_a_refused_change_changes_nothing(masked, named, rows):
     table, other = keras.Variable(VALUES, name="table"), keras.Variable(VALUES, name="other")
-    optimizer = MaskedOptimizer("adam", {"table": [0]})
+    optimizer = MaskedOptimizer("adam", {masked: [0]})
     optimizer.build([table, other])
-    inner = optimizer.inner_optimizer
+    inner, before = optimizer.inner_optimizer, optimizer.trainable_rows
     with pytest.raises(ValueError, match=r"table|other"):
-        optimizer.set_trainable_rows(rows)
+        optimizer.set_trainable_rows({named: rows})
     assert optimizer.inner_optimizer is inner
-    assert optimizer.trainable_rows == {"table": Rows([0], 6)}
+    assert optimizer.trainable_rows == before
+
+
+def test_rows_that_no_table_can_have_are_refused_before_there_is_a_table():
+    optimizer = MaskedOptimizer("adam", {"table": [0]})
+    with pytest.raises(ValueError, match="negative"):
+        optimizer.set_trainable_rows({"table": [-1]})
+    assert optimizer.trainable_rows == {"table": [0]}
 
 
 def test_state_that_was_saved_with_other_rows_is_carried_over(tmp_path):
@@ -195,3 +212,44 @@ def test_state_that_was_saved_with_other_rows_is_carried_over(tmp_path):
     loaded.train_on_batch(*batch)
     changed = (words.embeddings.numpy() != before).any(axis=1)
     assert np.flatnonzero(changed).tolist() == [1, 2, 3]
+
+
+def loading_state_of_other_rows():
+    """An optimizer of rows 1, 2 and 3 whose inner one is ready to load state of rows 0 and 1."""
+    table, store = keras.Variable(VALUES, name="table"), {}
+    saved = MaskedOptimizer("adam", {"table": [0, 1]})
+    saved.build([table])
+    saved.save_own_variables(store)
+    optimizer = MaskedOptimizer("adam", {"table": [1, 2, 3]})
+    optimizer.build([table])
+    with pytest.warns(UserWarning, match="1 rows keep their state, and 2 start fresh"):
+        optimizer.load_own_variables(store)
+    assert rows_with_state(optimizer) == {2}
+    return optimizer, table
+
+
+def rows_with_state(optimizer):
+    return {slot.shape[0] for slot in optimizer.inner_optimizer.variables if len(slot.shape)}
+
+
+ASKED_FIRST = {
+    "trainable_rows": lambda optimizer, table: optimizer.trainable_rows,
+    "variables": lambda optimizer, table: optimizer.variables,
+    "get_config": lambda optimizer, table: optimizer.get_config(),
+    "apply": lambda optimizer, table: optimizer.apply([tf.ones_like(VALUES)], [table]),
+    "gathered_rows": lambda optimizer, table: optimizer.gathered_rows().__enter__(),
+    "save": lambda optimizer, table: optimizer.save_own_variables({}),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED_FIRST.values(), ids=ASKED_FIRST)
+def test_whatever_is_asked_first_after_loading_is_told_of_the_rows_that_train(ask):
+    optimizer, table = loading_state_of_other_rows()
+    ask(optimizer, table)
+    assert rows_with_state(optimizer) == {3}
+
+
+def test_rows_that_are_set_after_loading_train():
+    optimizer, _ = loading_state_of_other_rows()
+    optimizer.set_trainable_rows({"table": [4, 5]})
+    assert optimizer.trainable_rows == {"table": Rows([4, 5], 6)}

@@ -1,0 +1,58 @@
+"""What only some of the supported versions of Keras have; a test that is about it asks for it."""
+
+import functools
+import inspect
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tests.properties.strategies import mirrored_strategy
+
+# What is not in the oldest Keras that is supported. Of another name, a typo, nothing is skipped.
+LATER = [
+    "callbacks.OrbaxCheckpoint",
+    "layers.ReversibleEmbedding",
+    "optimizers.MultiOptimizer",
+    "optimizers.Muon",
+    "optimizers.ScheduleFreeAdamW",
+]
+
+
+def feature(path: str) -> Any:
+    """What Keras exports as `keras.<path>`, or `None` where it does not."""
+    return functools.reduce(
+        lambda parent, name: getattr(parent, name, None), path.split("."), keras
+    )
+
+
+def needs(path: str, argument: str | None = None) -> pytest.MarkDecorator:
+    """Skips a test, or one of its parameters, where `keras.<path>` or its argument is missing."""
+    found = feature(path)
+    assert found is not None or path in LATER, path
+    if argument is None or found is None:
+        return pytest.mark.skipif(found is None, reason=f"this Keras has no keras.{path}")
+    return pytest.mark.skipif(
+        argument not in inspect.signature(found).parameters,
+        reason=f"keras.{path} of this Keras takes no `{argument}`",
+    )
+
+
+def skip_if_lacking(program: str) -> None:
+    """Skips a test of a program that uses what Keras does not export yet."""
+    for path in LATER:
+        if f"keras.{path}" in program and feature(path) is None:
+            pytest.skip(f"the program uses keras.{path}, which this Keras does not have")
+
+
+def metrics_are_of_all_devices() -> bool:
+    """Whether Keras adds up over the devices of a strategy what a metric counts on each."""
+    with mirrored_strategy().scope():
+        total = keras.metrics.Mean().variables[0].value
+    return total.synchronization == tf.VariableSynchronization.ON_READ
+
+
+def exported(path: str) -> Any:
+    """A parameter that is `keras.<path>`, skipped where Keras does not export it."""
+    return pytest.param(feature(path), marks=needs(path), id=path.rpartition(".")[2])

@@ -1,0 +1,403 @@
+"""Every name of Keras, TensorFlow or gensim that is not public, and that the package relies upon.
+
+Such a name may go in any release, or come to mean something else. `NAMES`
+lists each one, with why nothing public serves. For each there is a test that
+fails when that happens, and others read the source and fail for a private name
+that `NAMES` does not list: use a public one, or add a row and a test for it.
+"""
+
+import ast
+import builtins
+import importlib
+import inspect
+import itertools
+import pkgutil
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import maskedgrad
+from maskedgrad import MaskedOptimizer, plan, slots
+from tests.properties.strategies import mirrored_strategy
+
+PACKAGE = Path(maskedgrad.__file__).parent
+
+
+class Name(NamedTuple):
+    """A name, the one file that uses it, and why nothing public serves."""
+
+    name: str
+    file: str
+    why: str
+
+
+NAMES = [
+    Name("__internal__", "plan.py", "tables are written once for all replicas of a step"),
+    Name("_exclude_from_weight_decay", "slots.py", "an optimizer does not say what it excludes"),
+    Name(
+        "_exclude_from_weight_decay_pattern",
+        "slots.py",
+        "an optimizer does not say what it excludes by name",
+    ),
+    Name("_inbound_nodes", "extension.py", "what an operation is called with, constants too"),
+    Name("_initial_epoch", "callbacks/backup.py", "a callback says which epoch `fit` starts from"),
+    Name(
+        "_maybe_symbolic_build",
+        "multi_worker.py",
+        "what `fit` builds a model with stops where workers are several",
+    ),
+    Name(
+        "_model_variables_moving_average",
+        "slots.py",
+        "averages start in the first step only, and rows may join later",
+    ),
+    Name("_trainable_variables", "slots.py", "which variable an average is of"),
+    Name("_word2vec_read_binary", "vector_sources.py", "the public loader keeps every word"),
+    Name("_word2vec_read_text", "vector_sources.py", "the public loader keeps every word"),
+    # Without an underscore, and without a word in the documentation:
+    Name("handle", "compact.py", "a replica's own part of a table, which is read by rows"),
+    Name("is_initialized", "optimizer.py", "a first trace makes variables that hold nothing yet"),
+    Name("one_step_on_data", "plan.py", "whether it is Keras that traces a step"),
+    Name("sparse_read", "compact.py", "`tf.gather` reads rows by it, of what has it"),
+]
+GUARDS: dict[str, Callable] = {}
+
+
+def guards(*names: str) -> Callable[[Callable], Callable]:
+    """Marks the test that fails when one of `names` goes or means something else."""
+
+    def enter(test: Callable) -> Callable:
+        GUARDS.update(dict.fromkeys(names, test))
+        return test
+
+    return enter
+
+
+def of(owner: Any, name: str) -> Any:
+    """`owner.name`, or a failure that says what it was for."""
+    if not hasattr(owner, name):
+        (row,) = (row for row in NAMES if row.name == name)
+        pytest.fail(f"{owner!r} has no `{name}`, which maskedgrad/{row.file} uses: {row.why}.")
+    return getattr(owner, name)
+
+
+def variable(name: str = "table", value: float = 1.0) -> keras.Variable:
+    return keras.Variable(np.full((3, 2), value, "float32"), name=name)
+
+
+def small_model(model_class: type = keras.Model) -> keras.Model:
+    inputs = keras.Input((4,))
+    model = model_class(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", loss="mse")
+    return model
+
+
+BATCH = np.ones((2, 4), "float32"), np.ones((2, 1), "float32")
+
+
+# ---- what each name does ----
+
+
+@guards("__internal__")
+def test_a_merge_call_is_made_once_for_all_replicas_and_outside_of_them():
+    interim = of(tf, "__internal__").distribute.interim
+    strategy, seen = mirrored_strategy(), []
+
+    def look(strategy):
+        seen.append(tf.distribute.in_cross_replica_context())
+
+    strategy.run(lambda: interim.maybe_merge_call(look, strategy))
+    assert seen == [True]
+    one_device = tf.distribute.get_strategy()
+    interim.maybe_merge_call(seen.append, one_device)
+    assert seen[1:] == [one_device]
+
+
+@guards("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_an_optimizer_excludes_from_weight_decay_can_be_handed_on(by_name):
+    decays, stays = variable("decays"), variable("stays")
+    source = keras.optimizers.SGD(0.1, weight_decay=0.5)
+    source.exclude_from_weight_decay(
+        **{"var_names": ["stay"]} if by_name else {"var_list": [stays]}
+    )
+    optimizer = keras.optimizers.SGD(0.1, weight_decay=0.5)
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        if by_name or name == "_exclude_from_weight_decay":
+            setattr(optimizer, name, of(source, name))
+    optimizer.apply([tf.zeros((3, 2))] * 2, [decays, stays])
+    assert (decays.numpy() != 1).all()
+    assert (stays.numpy() == 1).all()
+    # The clone that trains after rows have changed is told by the same names.
+    clone = slots.clone_optimizer(source)
+    clone.apply([tf.zeros((3, 2))], [stays])
+    assert (stays.numpy() == 1).all()
+
+
+@guards("_inbound_nodes")
+def test_an_operation_tells_what_it_is_called_with():
+    inputs, constant = keras.Input((4,)), np.ones((4, 3), "float32")
+    model = keras.Model(inputs, keras.ops.matmul(inputs, constant))
+    (node,) = of(model.operations[-1], "_inbound_nodes")
+    given, captured = node.arguments.args
+    assert keras.utils.is_keras_tensor(given)
+    assert tuple(captured.shape) == (4, 3)
+    assert not node.arguments.kwargs
+
+
+@guards("_initial_epoch")
+def test_a_callback_says_which_epoch_training_starts_from():
+    class Resumes(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            of(self.model, "_initial_epoch")
+            self.model._initial_epoch = 2
+
+    history = small_model().fit(*BATCH, epochs=4, verbose=0, callbacks=[Resumes()])
+    assert history.epoch == [2, 3]
+
+
+@guards("_maybe_symbolic_build")
+def test_fit_builds_a_model_by_a_batch_or_by_an_iterator_of_batches():
+    class Looks(keras.Sequential):
+        def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+            assert data_batch is None
+            self.batch = next(next(batches for *_, batches in iterator))
+            assert not self.built
+            super()._maybe_symbolic_build(data_batch=self.batch)
+            self.was_built = self.built
+
+    of(keras.Model, "_maybe_symbolic_build")
+    model = Looks([keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    model.fit(*BATCH, verbose=0)
+    for ours, theirs in zip(model.batch, BATCH, strict=True):
+        assert (ours.numpy() == theirs).all()
+
+
+@guards("_model_variables_moving_average", "_trainable_variables")
+def test_an_optimizer_lists_its_averages_by_what_they_are_of():
+    first, second = variable("first"), variable("second")
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+    optimizer.build([first, second])
+    averages = of(optimizer, "_model_variables_moving_average")
+    of_what = of(optimizer, "_trainable_variables")
+    assert [id(each) for each in of_what] == [id(first), id(second)]
+    for value, average in enumerate(averages, 5):
+        average.assign(np.full((3, 2), value, "float32"))
+    optimizer.finalize_variable_values([first, second])
+    assert (first.numpy() == 5).all()
+    assert (second.numpy() == 6).all()
+
+
+@guards("_word2vec_read_text", "_word2vec_read_binary")
+@pytest.mark.parametrize("form", ["text", "binary"])
+def test_gensim_reads_each_vector_into_what_it_is_given(form, tmp_path):
+    of(pytest.importorskip("gensim.models.keyedvectors"), f"_word2vec_read_{form}")
+    vectors = {"cat": np.array([1, 2], "float32"), "dog": np.array([3, 4], "float32")}
+    path = tmp_path / ("vectors.bin" if form == "binary" else "vectors.txt")
+    with path.open("wb") as file:
+        file.write(b"2 2\n")
+        for word, vector in vectors.items():
+            numbers = vector.tobytes() if form == "binary" else b"%d %d\n" % (*vector,)
+            file.write(word.encode() + b" " + numbers)
+    matrix, report = maskedgrad.load_vectors(path, ["", "dog", "cat"])
+    assert report.missing == ()
+    assert matrix[1:].tolist() == [[3, 4], [1, 2]]
+
+
+@guards("handle")
+def test_each_replica_of_a_table_has_a_handle_of_its_own():
+    strategy, read = mirrored_strategy(), []
+    with strategy.scope():
+        table = tf.Variable(np.arange(6.0).reshape(3, 2))
+
+    def look(part):
+        read.append(
+            tf.raw_ops.ResourceGather(
+                resource=of(part, "handle"), indices=[2], dtype=part.dtype
+            ).numpy()
+        )
+
+    strategy.extended.update(table, look, group=False)
+    assert [rows.tolist() for rows in read] == [[[4.0, 5.0]]] * 2
+
+
+@guards("is_initialized")
+def test_a_variable_that_a_first_trace_makes_says_that_it_holds_nothing():
+    made, seen = [], []
+
+    @tf.function
+    def step():
+        if not made:
+            made.append(tf.Variable(1.0))
+        plan.outside_of_graphs(lambda: seen.append(bool(of(made[0], "is_initialized")())))
+        return made[0].read_value()
+
+    assert step() == 1
+    assert seen == [False, True]
+
+
+@guards("one_step_on_data")
+def test_keras_names_the_function_in_which_it_traces_a_step():
+    class Looks(keras.Model):
+        def train_step(self, data):
+            self.graph = tf.compat.v1.get_default_graph().name
+            return super().train_step(data)
+
+    model = small_model(Looks)
+    model.fit(*BATCH, verbose=0)
+    assert model.graph == plan._KERAS_TRACES == "one_step_on_data", (
+        "`trace_again` of maskedgrad/plan.py does nothing if Keras calls it otherwise"
+    )
+
+
+@guards("sparse_read")
+def test_tf_gather_asks_what_it_reads_for_a_sparse_read():
+    """`read_sparsely` leans on that, and training would be slow, not wrong, without it."""
+    layer = keras.layers.Embedding(6, 3)
+    layer.build()
+    of(layer.embeddings.value, "sparse_read")
+    MaskedOptimizer("sgd", {layer: [1, 4]}).build([layer.embeddings])
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2], "int32"))
+    reads = [op.type for op in graph.graph.get_operations()]
+    assert "ResourceGather" in reads
+    assert "GatherV2" not in reads
+
+
+# ---- the list is whole ----
+
+# Run as programs, the second by a Python that has PyTorch and need not have maskedgrad.
+PROGRAMS = {"maskedgrad.__main__", "maskedgrad.cli.bench_peers"}
+# What any class, function, module or named tuple has, for everyone to use.
+OF_PYTHON = {
+    *dir(type),
+    *dir(types.ModuleType),
+    *dir(types.FunctionType),
+    *dir(builtins),
+    *("__contains__", "__file__", "__getitem__", "__main__", "__path__"),
+    *("_asdict", "_fields", "_make", "_replace"),
+}
+HIDDEN_MODULES = "keras.src", "tensorflow.python"
+
+
+def is_private(name: str) -> bool:
+    is_underscored = name.startswith("_") and name.isidentifier() and name.strip("_") != ""
+    return (is_underscored and name not in OF_PYTHON) or name.startswith(HIDDEN_MODULES)
+
+
+def defined_in(tree: ast.AST) -> set[str]:
+    """The names of functions, classes, variables, and attributes of `self`."""
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.FunctionDef(name=str(name))
+                | ast.ClassDef(name=str(name))
+                | ast.alias(asname=str(name))
+                | ast.Name(id=name, ctx=ast.Store())
+                | ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store())
+            ):
+                names.add(name)
+    return names
+
+
+def used_in(tree: ast.AST) -> set[str]:
+    """The names of attributes and modules, and strings, which `getattr` takes."""
+    pieces = {
+        id(piece)
+        for text in ast.walk(tree)
+        if isinstance(text, ast.JoinedStr)
+        for piece in text.values
+    }
+    names = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name):
+                names.add(name)
+            case ast.Constant(value=str(name)) if id(node) not in pieces:
+                names.add(name)
+            case ast.Import(names=aliases):
+                names.update(alias.name for alias in aliases)
+            case ast.ImportFrom(module=str(module), names=aliases):
+                names.update(f"{module}.{alias.name}" for alias in aliases)
+                names.update(alias.name for alias in aliases if not module.startswith("maskedgrad"))
+    return names
+
+
+def overridden() -> set[tuple[str, str]]:
+    """The file and the name, for what a class of the package has of a class of another library."""
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(maskedgrad.__path__, "maskedgrad.")
+        if module.name not in PROGRAMS
+    ]
+    classes = {cls for module in modules for _, cls in inspect.getmembers(module, inspect.isclass)}
+    # Of a mixin, only what is derived from it tells what it overrides.
+    return {
+        (Path(inspect.getfile(ours)).relative_to(PACKAGE).as_posix(), name)
+        for cls in classes
+        for ours in filter(is_ours, cls.__mro__)
+        for theirs in itertools.filterfalse(is_ours, cls.__mro__)
+        for name in vars(ours).keys() & {*dir(theirs)}
+    }
+
+
+def is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "maskedgrad"
+
+
+def private_names() -> set[tuple[str, str]]:
+    """The file and the name, for each private name of another library that the package uses.
+
+    A name that the package defines somewhere passes for its own, unless a
+    class of the package has it from elsewhere.
+    """
+    trees = {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    own = {name for tree in trees.values() for name in defined_in(tree)}
+    theirs = {(file, name) for file, name in overridden() if name in own}
+    own -= {name for _, name in theirs}
+    used = {(file, name) for file, tree in trees.items() for name in used_in(tree) - own}
+    return {(file, name) for file, name in used | theirs if is_private(name)}
+
+
+def test_every_private_name_has_a_row_and_stands_in_one_file():
+    listed = {(row.file, row.name) for row in NAMES if is_private(row.name)}
+    used = private_names()
+    assert sorted(used - listed) == [], "use a public name, or add a row and a test that guards it"
+    assert sorted(listed - used) == [], "NAMES lists what is not used any more"
+
+
+def test_every_row_without_an_underscore_is_still_used():
+    for row in NAMES:
+        assert row.name in (PACKAGE / row.file).read_text(encoding="utf-8"), row
+
+
+def test_every_row_has_a_test_that_guards_it():
+    assert GUARDS.keys() == {row.name for row in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("model._secret", {"_secret"}),
+        ("getattr(model, '_secret')", {"_secret"}),
+        ("super()._secret()", {"_secret"}),
+        ("tf.__internal__.eager_context()", {"__internal__"}),
+        ("import keras.src.ops", {"keras.src.ops"}),
+        ("from tensorflow.python import ops", {"tensorflow.python.ops"}),
+        ("from tensorflow import _api", {"_api"}),
+        ("f'{name}_moved'", set()),
+        ("pair._replace(first=1).__class__", set()),
+    ],
+)
+def test_the_scan_finds_a_private_name_wherever_it_stands(source, found):
+    assert {name for name in used_in(ast.parse(source)) if is_private(name)} == found
