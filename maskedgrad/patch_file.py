@@ -150,8 +150,8 @@ def write_whole(path: FilePath, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename lasts once its folder is on the disk. Windows cannot open one.
-    if os.name != "posix":
+    # A rename lasts once its folder is on the disk.
+    if os.name != "posix":  # pragma: no cover - Windows, which cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 from maskedgrad.cli import bench, bench_work, main
-from maskedgrad.cli.bench_report import FLOOR, Result, ratio
-from maskedgrad.cli.bench_work import Case, changed_rows, trainable_ids, work
+from maskedgrad.cli.bench_report import FLOOR, Result, draw, ratio
+from maskedgrad.cli.bench_work import Case, PeakMemory, changed_rows, trainable_ids, work
 from maskedgrad.cli.bench_worker import WAYS, batches_of, build, measure, training_time
 from tests.features import needs
 
@@ -130,3 +131,53 @@ def test_a_ratio_is_that_of_a_round():
     result = Result({}, [{"step": 2.0}, {"step": 30.0}, {"step": 5.0}])
     floor = Result({}, [{"step": 1.0}, {"step": 10.0}, {"step": 1.0}])
     assert ratio(result, floor) == (3.0, 2.0, 5.0)
+
+
+def test_stop_gradient_freezes_rows_too(monkeypatch):
+    monkeypatch.setattr(bench_work, "MOST", 6)
+    assert measure(CASE._replace(way="stop_gradient mix")).changed_rows == 0
+
+
+def test_what_is_not_asked_for_is_not_written(capsys):
+    assert main(["bench", *TINY, "--rounds", "1", "--ways", FLOOR]) == 0
+    printed = capsys.readouterr().out
+    assert FLOOR in printed
+    assert "The figure is in" not in printed
+
+
+def test_pytorch_is_measured_where_it_is_installed_and_as_it_can_be(capsys, monkeypatch):
+    options = [*TINY, "--rounds", "1", "--ways", FLOOR, "--peers"]
+    assert main(["bench", *options]) in {0, 1}
+    if "not installed" not in capsys.readouterr().out:
+        pytest.skip("PyTorch and PEFT are installed, and what is below says that they are not")
+    # What looks for them finds them, and what is started then does not.
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: name)
+    assert main(["bench", *options, "--optimizer", "sgd"]) == 0
+    assert "one step at a time" in capsys.readouterr().out
+    assert main(["bench", *options]) == 1
+    printed = capsys.readouterr().out
+    assert "No module named 'torch'" in printed
+    assert "A case failed" in printed
+    assert "PyTorch, table frozen" in printed
+
+
+def test_numbers_that_are_not_positive_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--rows", "0"])
+    assert "expected a positive number. Received: 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["rich.console", "matplotlib.figure"])
+def test_a_missing_extra_is_named(library, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, library, None)  # Python's way to say that there is none
+    with pytest.raises(ImportError, match=r'pip install "maskedgrad\[demo\]"'):
+        bench.run(options_of()) if library == "rich.console" else draw([], None, tmp_path / "a")
+
+
+def test_memory_is_not_known_where_a_process_cannot_reset_its_peak(tmp_path):
+    class Elsewhere(PeakMemory):
+        RESET = tmp_path / "clear_refs"
+
+    memory = Elsewhere()
+    memory.start()
+    assert memory.peak() is None

@@ -534,3 +534,25 @@ def test_a_model_that_its_first_batch_builds_is_measured_from_its_second():
     expected = np.linalg.norm(moves, axis=2).mean(axis=1)
     # Another order of a handful of additions in float64.
     np.testing.assert_allclose(history["words_moved"], expected, rtol=1e-12)
+
+
+def test_a_loop_that_keeps_no_logs_is_told_nothing():
+    model, _ = small_model()
+    monitor = callbacks.TrainableRowsMonitor()
+    monitor.set_model(model)
+    fit(model, monitor)
+    assert monitor.on_epoch_end(0) is None
+    monitor.on_epoch_end(0, logs := {})
+    assert sorted(logs) == ["words_moved", "words_moved_max"]
+
+
+def test_a_model_that_its_first_batch_builds_has_no_backup(tmp_path):
+    model, _ = unbuilt_model()
+    with pytest.raises(ValueError, match="built before `fit` is called"):
+        fit(model, callbacks.BackupAndRestore(tmp_path))
+
+
+def test_averages_are_not_swapped_where_there_are_none():
+    model, _ = small_model(optimizer="adam")
+    with pytest.raises(ValueError, match="with `use_ema=True`"):
+        fit(model, callbacks.SwapEMAWeights())

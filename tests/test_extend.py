@@ -446,3 +446,19 @@ def test_the_two_layer_recipe_moves_every_ordinary_word():
     ordinary = change[:first_special]
     assert (ordinary != 0).all()
     np.testing.assert_allclose(ordinary, np.tile(ordinary[0], (first_special, 1)), rtol=1e-4)
+
+
+def test_what_an_operation_is_given_may_be_of_any_other_shape():
+    model = captured(lambda x, words: keras.ops.add(x, np.ones(D, "float32")))
+    larger, _ = extend(model, NEW)
+    x = np.arange(V)[np.newaxis]
+    assert (bits(larger(x)) == bits(model(x))).all()
+
+
+def test_a_weight_that_grows_by_more_than_the_table_is_refused():
+    words = ReversibleEmbedding(V, D, name="words")
+    inputs = keras.Input((4,), dtype="int32")
+    scores = words(words(inputs), reverse=True)
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()([scores, scores]))
+    with pytest.raises(ValueError, match=f"only a weight with one axis of {V} can be extended"):
+        extend(keras.Model(inputs, outputs), NEW)

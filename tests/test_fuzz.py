@@ -270,7 +270,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TENSOR_NAME = f"base_model.model.{MODULES[PATH]}.trainable_tokens_delta"
 
 
-@times(70)
+@times(25)
 @given(
     config=st.one_of(
         st.deferred(lambda: st.just(adapter_files()[0])),
@@ -396,7 +396,7 @@ def test_what_else_a_file_of_weights_may_hold(folder, weights):
     verify(folder, saved_with(weights=weights))
 
 
-@times(70)
+@times(25)
 @given(content=changed(lambda: written("matrix.npy", lambda path: np.save(path, MATRIX))))
 def test_a_matrix(folder, content):
     path = folder / "matrix.npy"

@@ -469,3 +469,16 @@ def test_another_keras_backend_is_refused(backend, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     with pytest.raises(ValueError, match=rf"needs Keras to run on TensorFlow.*'{backend}'"):
         MaskedOptimizer("sgd", {layer: IDS})
+
+
+def test_a_model_that_trains_nothing_has_no_table():
+    with pytest.raises(ValueError, match=r"matches none of the variables that are trained\. "):
+        MaskedOptimizer("adam", {"words/embeddings": IDS}).build([])
+
+
+def test_an_optimizer_that_is_built_has_prepared_already():
+    layer, tied = built_layer(), built_layer("tied")
+    optimizer = MaskedOptimizer("adam", {layer: IDS})
+    optimizer.build([layer.embeddings])
+    optimizer.prepare([tied.embeddings])  # not looked at
+    assert optimizer.trainable_rows == {layer.embeddings.path: Rows(IDS, 6)}

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import sys
 import time
 import tracemalloc
 
@@ -604,3 +605,22 @@ def test_a_link_to_a_file_stays_a_link(tmp_path):
     write_whole(link, b"new")
     assert link.is_symlink()
     assert path.read_bytes() == b"new"
+
+
+def test_a_patch_has_tables_and_each_but_once():
+    table = TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0" * 64)
+    for held in ((), (table, table)):
+        with pytest.raises(ValueError, match="at least one table, and each path once"):
+            RowPatch(*held)
+
+
+@pytest.mark.parametrize("original", [np.ones((1, 3)), np.ones((1, 2), "float32")])
+def test_the_rows_before_are_of_the_shape_and_dtype_of_those_after(original):
+    with pytest.raises(ValueError, match="The original values of 'words/embeddings'"):
+        TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), original, "0" * 64)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # Python's way to say that there is none
+    with pytest.raises(ImportError, match=r'pip install "maskedgrad\[patch\]"'):
+        RowPatch.load(tmp_path / "patch")

@@ -262,3 +262,17 @@ def test_rows_along_another_axis_are_said_to_be():
     text = text_of(summary, model)
     assert "head/kernel: 1 of 2 rows along axis 1, 5 parameters (20.00 B)" in text
     assert "head/bias: 1 of 2 rows, 1 parameter (4.00 B)" in text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0.00 B"),
+        (1023, "1023.00 B"),
+        (1024, "1.00 KB"),
+        (3 * 2**39, "1.50 TB"),
+        (2**60, "1024.00 PB"),
+    ],
+)
+def test_bytes_are_counted_in_the_largest_unit_that_they_fill(num_bytes, text):
+    assert readable_bytes(num_bytes) == text

@@ -1,5 +1,6 @@
 """The kit for users: it passes where the law holds, and goes red where it is broken."""
 
+import importlib
 import os
 import re
 import shlex
@@ -515,3 +516,10 @@ def test_the_workflow_of_the_page_is_one():
     job = yaml.safe_load(WORKFLOW)["jobs"]["frozen-rows"]
     assert job["runs-on"]
     assert all("run" in step or "uses" in step for step in job["steps"])
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "maskedgrad.testing.strategies")
+    monkeypatch.setitem(sys.modules, "hypothesis", None)  # Python's way to say that there is none
+    with pytest.raises(ImportError, match=r'pip install "maskedgrad\[testing\]"'):
+        importlib.import_module("maskedgrad.testing.strategies")

@@ -507,3 +507,16 @@ def test_a_large_file_takes_no_more_time_and_memory_than_gensim_needs(large_file
         if (every_word <= 1.2 * gensim).all() and (few_words <= 0.5 * gensim).all():
             return
     pytest.fail(f"CPU seconds and peak memory: {gensim=} {every_word=} {few_words=}")
+
+
+def test_a_binary_file_is_read_in_pieces(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(500, 100)).astype("float32")
+    words = [f"w{row}" for row in range(500)]
+    records = b"".join(
+        w.encode() + b" " + row.tobytes() for w, row in zip(words, rows, strict=True)
+    )
+    assert len(records) > vector_sources.BINARY_CHUNK
+    (tmp_path / "vectors.bin").write_bytes(b"500 100\n" + records)
+    matrix, report = load_vectors(tmp_path / "vectors.bin", ["", *words])
+    assert (bits(matrix[1:]) == bits(rows)).all()
+    assert not report.missing

@@ -1,6 +1,8 @@
 """`python -m maskedgrad verify` counts the frozen rows that are not their source's, bit for bit."""
 
+import importlib
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -328,3 +330,43 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
     of_matrix, of_model, growth = map(json.loads, output.splitlines())
     assert (of_matrix, of_model) == ([len(matrix) - 1], [])
     assert growth < matrix.nbytes / 2
+
+
+def test_rows_that_the_source_lacks_are_counted(saved, tmp_path, capsys):
+    _, path, _ = saved
+    words = [f"word{row}" for row in range(NUM_ROWS)]
+    rows = [" ".join(map(repr, row)) for row in MATRIX.tolist()]
+    lines = [f"{word} {row}\n" for word, row in zip(words, rows, strict=True)]
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    # The last of the rows that are left out trains, and the one before it does not.
+    (tmp_path / "vectors.txt").write_text("".join(lines[:-2]))
+    options = ["--against", tmp_path / "vectors.txt", "--vocabulary", tmp_path / "words.txt"]
+    assert main(["verify", str(path), *map(str, options)]) == 0
+    assert "1 frozen rows are not in the source" in capsys.readouterr().out
+
+
+def test_tables_of_one_shape_and_other_names_have_no_counterpart(saved, tmp_path, capsys):
+    _, path, _ = saved
+    inputs = keras.Input((5,), dtype="int32")
+    others = [embedding(name=name)(inputs) for name in ("one", "other")]
+    keras.Model(inputs, others).save(tmp_path / "others.keras")
+    assert main(refused(path, tmp_path / "others.keras")) == 2
+    assert "one table of the name or the shape of words" in capsys.readouterr().err
+
+
+def test_a_matrix_has_rows_of_numbers(saved, tmp_path, capsys):
+    _, path, _ = saved
+    for array in (MATRIX[0], MATRIX.astype(int)):
+        np.save(tmp_path / "other.npy", array)
+        assert main(refused(path, tmp_path / "other.npy")) == 2
+        assert "floating point numbers of rank 2" in capsys.readouterr().err
+
+
+def test_the_package_is_a_program(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "maskedgrad.__main__", raising=False)
+    monkeypatch.setattr(sys, "argv", ["maskedgrad", "verify", "none.keras", "--against", "none"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("maskedgrad", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("verify: ")
+    importlib.import_module("maskedgrad.__main__")  # which does nothing
