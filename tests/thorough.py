@@ -19,13 +19,13 @@ COMMAND = [
     *("--hypothesis-show-statistics", "-q", "-p", "no:cacheprovider"),
 ]
 TEST = re.compile(r"^(tests/\S+\.py)::\S+:$")
-CASES = re.compile(r"^ +- (\d+) passing examples")
+CASES = re.compile(r"^ +- (\d+) passing")
 
 
 def count_cases(lines: Iterable[str]) -> collections.Counter[str]:
     """How many cases passed, by file, of what Hypothesis prints of its statistics.
 
-    >>> lines = ["tests/test_a.py::test_b[c]:", "    - 12 passing examples, 0 failing examples"]
+    >>> lines = ["tests/test_a.py::test_b[c]:", "    - 12 passing, 0 failing, and 0 invalid test cases"]
     >>> count_cases(lines)["tests/test_a.py"]
     12
     """
