@@ -25,7 +25,7 @@ CASES = re.compile(r"^ +- (\d+) passing")
 def count_cases(lines: Iterable[str]) -> collections.Counter[str]:
     """How many cases passed, by file, of what Hypothesis prints of its statistics.
 
-    >>> lines = ["tests/test_a.py::test_b[c]:", "    - 12 passing, 0 failing, and 0 invalid test cases"]
+    >>> lines = ["tests/test_a.py::test_b[c]:", "    - 12 passing, 0 failing, and 3 invalid"]
     >>> count_cases(lines)["tests/test_a.py"]
     12
     """
