@@ -95,17 +95,18 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     def fit(self, *args, **kwargs):
         """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""
+        # Whose signature names the arguments; that of `MultiWorkerSteps` takes any.
         _check_callbacks(super(MultiWorkerSteps, self).fit, args, kwargs)
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """`keras.Model.evaluate`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super(MultiWorkerSteps, self).evaluate, args, kwargs)
+        _check_callbacks(super().evaluate, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
         """`keras.Model.predict`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super(MultiWorkerSteps, self).predict, args, kwargs)
+        _check_callbacks(super().predict, args, kwargs)
         return super().predict(*args, **kwargs)
 
     def train_step(self, data):

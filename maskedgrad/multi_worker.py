@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from maskedgrad.workers import gathered, is_chief, spans_workers
+from maskedgrad.workers import difference, is_chief, spans_workers
 
 if TYPE_CHECKING:
     from keras import Model as _Model
@@ -125,13 +125,11 @@ def _callbacks_of_worker(callbacks: Any, writes_files: bool) -> list[Any]:
 
 def _check_as_many_batches(strategy: tf.distribute.Strategy, num_batches: int | None) -> None:
     # A worker that knows that it has fewer would stop while the others wait for it.
-    counts = gathered(strategy, num_batches)
-    if set(counts) != {counts[0]}:
+    if counts := difference(strategy, num_batches):
         raise ValueError(
-            "Workers must have as many batches each, or not know how many. Received: "
-            f"{', '.join(f'{count} on worker {w}' for w, count in enumerate(counts))}. Give the "
-            "same data to each worker, which takes its share of it; or a data set that goes on "
-            "until all have run out: `dataset.filter(lambda *batch: True)`."
+            f"Workers must have as many batches each, or not know how many. Received: {counts}. "
+            "Give the same data to each worker, which takes its share of it; or a data set that "
+            "goes on until all have run out: `dataset.filter(lambda *batch: True)`."
         )
 
 

@@ -66,6 +66,21 @@ def gathered(strategy: tf.distribute.Strategy, value: Any) -> list[Any]:
     return [by_worker[index] for index in sorted(by_worker)]
 
 
+def difference(strategy: tf.distribute.Strategy, value: Any) -> str:
+    """What each worker calls this with, in words; nothing if that is the same.
+
+    All of them must call it.
+
+    Args:
+        strategy: one that spans workers.
+        value: a number, a text or `None`.
+    """
+    values = gathered(strategy, value)
+    if set(values) == {values[0]}:
+        return ""
+    return ", ".join(f"{each} on worker {worker}" for worker, each in enumerate(values))
+
+
 def check_workers_agree(strategy: tf.distribute.Strategy, facts: Mapping[str, str]) -> None:
     """Raises where workers would train different things. All of them must call it.
 

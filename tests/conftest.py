@@ -25,8 +25,6 @@ settings.register_profile(
     "default", max_examples=12, stateful_step_count=12, derandomize="CI" in os.environ, **COMMON
 )
 settings.register_profile("thorough", max_examples=125, stateful_step_count=30, **COMMON)
-# For the readers of files, a case of which takes two milliseconds: see docs/testing.md.
-settings.register_profile("long", max_examples=800, **COMMON)
 settings.load_profile("default")
 
 

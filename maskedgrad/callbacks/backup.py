@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from maskedgrad.workers import gathered, is_chief, spans_workers
+from maskedgrad.workers import difference, is_chief, spans_workers
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -106,14 +106,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         if not spans_workers(strategy):
             return
-        epochs = gathered(strategy, epoch)
-        if set(epochs) != {epochs[0]}:
-            seen = (
-                f"{'none' if each is None else f'one of {each} epochs'} on worker {worker}"
-                for worker, each in enumerate(epochs)
-            )
+        if seen := difference(strategy, "none" if epoch is None else f"one of {epoch} epochs"):
             raise ValueError(
-                f"All workers must see one backup. Received: {', '.join(seen)}. "
+                f"All workers must see one backup. Received: {seen}. "
                 "Keep it in a folder that they share."
             )
 

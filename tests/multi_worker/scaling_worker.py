@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, pretrained_embedding
+from maskedgrad.cli.recipes import StockModel
 from maskedgrad.workers import gathered, spans_workers
 from tests.multi_worker.scaling_model import (
     DENSE,
@@ -39,7 +40,6 @@ from tests.multi_worker.scaling_model import (
     Collective,
     collectives,
 )
-from tests.multi_worker.traffic import StockModel
 
 BARE = [
     *(Collective(REDUCE, size) for size in (4, 2**16, 2**20, 2**22, 2**23)),

@@ -5,13 +5,9 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, pretrained_embedding
-from maskedgrad.multi_worker import MultiWorkerSteps
+from maskedgrad.cli.recipes import StockModel
 
 WIDTH, IDS, BATCH, LENGTH = 4, [3, 7, 11], 8, 5
-
-
-class StockModel(MultiWorkerSteps, keras.Model):
-    """A model of Keras that trains whole tables, and gets past what stops Keras on workers."""
 
 
 def collective_shapes(strategy, sizes=(10_000, 1_000_000)):

@@ -190,15 +190,15 @@ def exact_sums(strategy):
     return result(model, words)
 
 
-def rows_of_each_worker(num_rows, strategy):
+def rows_of_each_worker(num_rows, num_workers):
     """How a batch of a data set is split: ceil(n / workers) each, as long as there are any."""
-    share = -(-num_rows // strategy)
-    return [max(0, min(share, num_rows - share * worker)) for worker in range(strategy)]
+    share = -(-num_rows // num_workers)
+    return [max(0, min(share, num_rows - share * worker)) for worker in range(num_workers)]
 
 
-def small_last_batch(strategy, size=29):
+def small_last_batch(strategy):
     """The last batch holds 5 examples: more for one worker than for the other."""
-    return _unweighted_over_workers(strategy, size)
+    return _unweighted_over_workers(strategy, 29)
 
 
 def empty_last_batch(strategy):
@@ -214,8 +214,9 @@ def _unweighted_over_workers(strategy, size, num_workers=2):
     # Keras averages the means of workers, so an example of a smaller share weighs more.
     weights = np.ones(size, "float32")
     rest = size % BATCH_SIZE
-    for worker, share in enumerate(rows_of_each_worker(rest, num_workers)):
-        start = size - rest + sum(rows_of_each_worker(rest, num_workers)[:worker])
+    shares = rows_of_each_worker(rest, num_workers)
+    for worker, share in enumerate(shares):
+        start = size - rest + sum(shares[:worker])
         weights[start : start + share] = rest / (num_workers * share) if share else 0
     model, words, bits, _ = fitted(None, x, y, fit={"sample_weight": weights})
     return result(model, words, bits)
