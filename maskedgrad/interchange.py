@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.messages import shorten
 from maskedgrad.patch import RowPatch
 from maskedgrad.patch_file import FilePath, read_safetensors, to_safetensors, write_whole
-from maskedgrad.rows import MAX_ID, Rows, shorten
+from maskedgrad.rows import MAX_ID, Rows
 from maskedgrad.table_patch import (
     TablePatch,
     check_fits,

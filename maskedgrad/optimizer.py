@@ -16,13 +16,14 @@ import tensorflow as tf
 
 from maskedgrad.compact import read_sparsely, reads_sparsely
 from maskedgrad.gradients import Gradient
+from maskedgrad.messages import shorten
 from maskedgrad.plan import Plan, outside_of_graphs, trace_again
 from maskedgrad.rates import (
     check_row_learning_rates,
     decode_row_learning_rates,
     encode_row_learning_rates,
 )
-from maskedgrad.rows import Rows, shorten
+from maskedgrad.rows import Rows
 from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
 from maskedgrad.targets import (
     AlongAxis,

@@ -11,10 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from maskedgrad.messages import shorten
 from maskedgrad.optimizer import masked_optimizer_in
 from maskedgrad.patch_file import FilePath, checksum, read_patch_file, write_patch_file
 from maskedgrad.placement import AppliedRowPatch, Placement, revert
-from maskedgrad.rows import Rows, shorten
+from maskedgrad.rows import Rows
 from maskedgrad.table_patch import (
     TablePatch,
     check_base,

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.rows import Rows, canonical, shorten
+from maskedgrad.messages import shorten
+from maskedgrad.rows import Rows, canonical
 from maskedgrad.targets import (
     Target,
     check_trainable_rows,

@@ -6,9 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from maskedgrad.messages import capitalized, shorten
+from maskedgrad.row_text import (
+    ids_of_runs,
+    ids_to_text,
+    not_rows,
+    runs_from_text,
+    slice_from_text,
+)
 from maskedgrad.vocabulary import ids_by_word, row_ids
 
-MAX_NUM_IDS = np.iinfo(np.int32).max  # of those that fit in `Rows.positions`
 MAX_ID = np.iinfo(np.int64).max
 
 
@@ -120,7 +127,7 @@ class Rows:
 
     def get_config(self) -> dict[str, Any]:
         """A JSON value: `rows` as text, such as `"2,7,10:20"`, and `num_rows`."""
-        return {"rows": _to_text(self._ids), "num_rows": self._num_rows}
+        return {"rows": ids_to_text(self._ids), "num_rows": self._num_rows}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Rows":
@@ -132,13 +139,13 @@ class Rows:
         _check_config(config, "rows", "num_rows")
         text, num_rows = config["rows"], config["num_rows"]
         _check_num_rows(num_rows)
-        starts, stops = _runs_from_text(text)
+        starts, stops = runs_from_text(text)
         if len(stops) and stops[-1] > num_rows:
             raise _too_large(text, num_rows)
         try:
-            return cls(_ids_of_runs(starts, stops), num_rows)
+            return cls(ids_of_runs(starts, stops), num_rows)
         except MemoryError as error:
-            raise _not_rows(text) from error
+            raise not_rows(text) from error
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -159,7 +166,7 @@ class Rows:
         return hash((self._num_rows, self._ids.tobytes()))
 
     def __repr__(self) -> str:
-        text = _to_text(self._ids)
+        text = ids_to_text(self._ids)
         if len(text) > 40:
             text = f"{text[:37]}..."
         return f"Rows({text!r}, num_rows={self._num_rows})"
@@ -222,10 +229,10 @@ def encode_rows(rows: Any) -> dict[str, Any]:
         numbers = ["" if part is None else str(operator.index(part)) for part in parts]
         return {"rows": ":".join(numbers)}
     if isinstance(rows, range):
-        return {"rows": _to_text(np.array(rows, dtype=np.int64))}
+        return {"rows": ids_to_text(np.array(rows, dtype=np.int64))}
     if rows.dtype == bool:
         return Rows(rows, len(rows)).get_config()
-    return {"rows": _to_text(rows)}
+    return {"rows": ids_to_text(rows)}
 
 
 def decode_rows(config: Mapping[str, Any]) -> Any:
@@ -239,10 +246,10 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
         return Rows.from_config(config)
     text = config["rows"]
     if text.count(":") == 2 and "," not in text:
-        return _slice_from_text(text)
-    starts, stops = _runs_from_text(text)
+        return slice_from_text(text)
+    starts, stops = runs_from_text(text)
     # One run is not made into ids before it is known to be no longer than the table.
-    return range(starts[0], stops[0]) if len(starts) == 1 else _ids_of_runs(starts, stops)
+    return range(starts[0], stops[0]) if len(starts) == 1 else ids_of_runs(starts, stops)
 
 
 def _check_num_rows(num_rows: Any) -> None:
@@ -259,13 +266,6 @@ def _check_config(config: Any, *names: str) -> None:
             f"The config of rows must be a mapping that has {' and '.join(names)}, and rows as "
             f"text such as '2,7,10:20'. Received: {shorten(config)}"
         )
-
-
-def _not_rows(text: str) -> ValueError:
-    return ValueError(
-        "The text of rows must be ascending ids and runs of them, such as '2,7,10:20', at most "
-        f"{MAX_NUM_IDS} in all, or one slice such as '-3::'. Received: {shorten(text)}"
-    )
 
 
 def _ids(rows: "slice | range | np.ndarray | Rows", num_rows: int) -> np.ndarray:
@@ -337,65 +337,9 @@ def _to_array(rows: Any) -> np.ndarray:
         raise TypeError(f"Rows must be known numbers. Received: {shorten(rows)}") from error
 
 
-def capitalized(text: str) -> str:
-    """The text as it begins a sentence."""
-    return text[0].upper() + text[1:]
-
-
 def _check_length(what: str, length: int, num_rows: int) -> None:
     if length != num_rows:
         raise ValueError(
             f"{capitalized(what)} must be of the length of the table, {num_rows}. "
             f"Received: {what} of length {length}"
         )
-
-
-def shorten(value: Any) -> str:
-    """How error messages show a value."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _to_text(ids: np.ndarray) -> str:
-    """Ascending ids as text: single ids and half-open runs, `"2,7,10:20"`."""
-    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
-    starts = ids[np.concatenate([[0], breaks])] if len(ids) else ids
-    stops = ids[np.concatenate([breaks - 1, [-1]])] + 1 if len(ids) else ids
-    return ",".join(
-        str(start) if stop - start == 1 else f"{start}:{stop}"
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-    )
-
-
-def _slice_from_text(text: str) -> slice:
-    """A slice of text such as `"-3::"`."""
-    try:
-        return slice(*(int(n) if n else None for n in text.split(":")))
-    except ValueError as error:
-        raise _not_rows(text) from error
-
-
-def _runs_from_text(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where each run of ids in a text starts and stops, ascending."""
-    try:
-        runs = [part.partition(":") for part in text.split(",")] if text else []
-        starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
-        stops = np.array(
-            [int(stop) if colon else int(start) + 1 for start, colon, stop in runs], dtype=np.int64
-        )
-    except (ValueError, OverflowError) as error:
-        raise _not_rows(text) from error
-    is_ascending = (starts < stops).all() and (stops[:-1] <= starts[1:]).all()
-    if not is_ascending or (starts < 0).any() or (stops - starts).sum() > MAX_NUM_IDS:
-        raise _not_rows(text)
-    return starts, stops
-
-
-def _ids_of_runs(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The inverse of `_to_text`, of what `_runs_from_text` returns."""
-    lengths = stops - starts
-    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + offsets

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from maskedgrad.rows import Rows, canonical, capitalized, decode_rows, encode_rows, shorten
+from maskedgrad.messages import capitalized, shorten
+from maskedgrad.rows import Rows, canonical, decode_rows, encode_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Mutation testing: do the tests notice when the code is broken?
 
     pip install ".[test]" cosmic-ray
-    python -m tests.mutation                       # the five files that training goes through
+    python -m tests.mutation                       # the files that training and patches go through
     python -m tests.mutation maskedgrad/rows.py    # some of them
 
 Breaks one file at a time in one place at a time, runs the tests of that file,
@@ -51,6 +51,8 @@ SECONDS_PER_MUTANT = 900  # for what waits for ever
 # The tests of each file.
 TESTS = {
     "maskedgrad/rows.py": ["tests/test_rows.py"],
+    "maskedgrad/row_text.py": ["tests/test_rows.py"],
+    "maskedgrad/messages.py": ["tests/test_rows.py"],
     "maskedgrad/gradients.py": [
         "tests/test_gradients.py",
         "tests/test_along_axis.py::test_gradients_are_masked_along_any_axis",

@@ -6,8 +6,8 @@ Three ways to train the same: rows by maskedgrad, and a whole table whose gradie
 sparse or dense. In each round the workers are started anew, and the model of
 `tests/multi_worker/scaling_model.py` is given what was measured in that round apart from
 the steps: bare collectives; steps of workers that train each for itself at the same time,
-of which the slowest counts; and what a strategy of one worker adds to a step that computes
-next to nothing. Steps are those of `fit`. Fails where a median of measured / predicted is
+of which the slowest counts; and what a strategy adds to a step that computes next to
+nothing. Steps are those of `fit`. Fails where a median of measured / predicted is
 beyond 30 %.
 
 Then the model is carried on to 1,000 workers with a larger table and a machine each. No
@@ -32,6 +32,7 @@ from tests.multi_worker.scaling_model import (
     LARGE_BATCH,
     MASKED,
     MEASURED,
+    NEXT_TO_NOTHING,
     REALISTIC,
     REDUCE,
     WAYS,
@@ -82,13 +83,34 @@ def links(one_round: Round, workers: int) -> dict[str, Link]:
     }
 
 
+def strategy_itself(one_round: Round, workers: int) -> float:
+    """The seconds that a strategy adds to a step before anybody is talked to."""
+    return one_round[1]["strategy"] * max(1, workers / len(os.sched_getaffinity(0)))
+
+
+def waiting(one_round: Round, workers: int) -> float:
+    """The seconds that workers wait for each other before a collective.
+
+    What a strategy of some workers adds to a step that computes next to nothing is its
+    own, the collectives, and these.
+    """
+    if workers == 1:
+        return 0.0
+    exchanged = collectives(DENSE, NEXT_TO_NOTHING)
+    own = Compute(strategy_itself(one_round, workers))
+    rest = one_round[workers]["strategy"] - step_seconds(
+        exchanged, workers, own, links(one_round, workers), waiting=0.0
+    )
+    return max(0.0, rest) / len(exchanged)
+
+
 def predicted(one_round: Round, way: str, workers: int) -> float:
     """The seconds of a step of some workers on this machine."""
     alone, further = one_round[workers]["compute"][way]
-    strategy = one_round[1]["strategy"] * max(1, workers / len(os.sched_getaffinity(0)))
+    compute = Compute(alone + strategy_itself(one_round, workers), further)
     exchanged = collectives(way, MEASURED) if workers > 1 else []
     hop = links(one_round, workers) if workers > 1 else {}
-    return step_seconds(exchanged, workers, Compute(alone + strategy, further), hop)
+    return step_seconds(exchanged, workers, compute, hop, waiting(one_round, workers))
 
 
 def carried_on(one_round: Round, way: str, task: Task, workers: int) -> float:
@@ -99,8 +121,8 @@ def carried_on(one_round: Round, way: str, task: Task, workers: int) -> float:
     alone, further = (
         (of_one["large batch"], 0.0) if task == LARGE_BATCH else of_one["realistic"][way]
     )
-    compute = Compute(alone + of_one["strategy"], further)
-    return step_seconds(collectives(way, task), workers, compute, hop)
+    compute = Compute(alone + strategy_itself(one_round, 1), further)
+    return step_seconds(collectives(way, task), workers, compute, hop, waiting(one_round, 2))
 
 
 def spread(rounds: Sequence[Round], value: Callable[[Round], float], digits: int = 2) -> str:
@@ -123,6 +145,9 @@ def print_parameters(rounds: Sequence[Round]) -> None:
             print(f"| {n} | {kind} | {latency} | {per_byte} |")
     strategy = spread(rounds, lambda r: r[1]["strategy"] * 1e3)
     print(f"\nadded to a step by a strategy of one worker, ms: {strategy}")
+    for n in WORKERS[1:]:
+        before = spread(rounds, lambda r, n=n: waiting(r, n) * 1e3)
+        print(f"{n} workers wait for each other before a collective, ms: {before}")
     print("\n| workers | way | computing, ms | a further worker's slices, ms |\n|---|---|---|---|")
     for n in WORKERS:
         for way in WAYS:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows, callbacks
 from maskedgrad.callbacks import frozen_rows
 from maskedgrad.callbacks.trainable_rows import log_names
-from tests.properties.strategies import assert_same_bits, bits, mirrored_strategy, row_sets, tables
+from maskedgrad.testing import assert_same_bits, bits, row_sets, tables
+from tests.properties.strategies import mirrored_strategy
 
 NUM_ROWS, WIDTH, LENGTH = 12, 3, 4
 RANDOM = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
 from maskedgrad.extension import extend
 from maskedgrad.merging import merge_two_tables
+from maskedgrad.testing import bits
 from tests.features import feature
 
 V, D = 7, 3
@@ -45,10 +46,6 @@ class TiedOutput(keras.layers.Layer):
 
     def call(self, inputs):
         return keras.ops.matmul(inputs, keras.ops.transpose(self.words.embeddings))
-
-
-def bits(array) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32).view("uint32")
 
 
 def embedded(model_class=keras.Model, name="words"):

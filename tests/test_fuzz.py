@@ -41,7 +41,7 @@ from maskedgrad.rates import decode_row_learning_rates
 from maskedgrad.saved_tables import matrix_file
 from maskedgrad.table_patch import TablePatch
 from maskedgrad.targets import decode_trainable_rows
-from tests.properties.strategies import assert_same_bits
+from maskedgrad.testing import assert_same_bits
 
 PATH = "words/embeddings"
 MODULES = {PATH: "model.embed_tokens"}

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from maskedgrad import Rows, mask_gradients
 from maskedgrad.gradients import compact_gradient
-from tests.properties.strategies import TABLE_PATH, assert_same_bits, cheap, gradients, tables
+from maskedgrad.testing import TABLE_PATH, assert_same_bits, gradients_of, tables
+from tests.properties.strategies import cheap
 
 
 @cheap
 @given(data=st.data(), in_graph=st.booleans())
 def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
     table = data.draw(tables())
-    gradient, expected = data.draw(gradients(table))
+    gradient, expected = data.draw(gradients_of(table))
     rows = Rows(table.ids, len(table.values))
     select = tf.function(compact_gradient) if in_graph else compact_gradient
     actual = select(gradient, tf.constant(rows.ids), tf.constant(rows.positions))
@@ -45,7 +46,7 @@ def test_slices_are_not_made_dense():
 @given(data=st.data(), in_graph=st.booleans())
 def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data, in_graph):
     table = data.draw(tables())
-    gradient, _ = data.draw(gradients(table))
+    gradient, _ = data.draw(gradients_of(table))
     variables = [table.variable(), keras.Variable([1.0], name="other")]
     other = tf.constant([float("nan")])
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
+from maskedgrad.testing import optimizer_classes
 from tests.features import needs
-from tests.properties.strategies import optimizer_classes
 
 NUM_ROWS, WIDTH = 10_007, 3  # a prime that is far above every other size here
 BATCH, LENGTH = 4, 5

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from maskedgrad import MaskedOptimizer, Rows
 from maskedgrad.optimizer import masked_optimizer_in
+from maskedgrad.testing import assert_same_bits
 from tests.features import needs
-from tests.properties.strategies import assert_same_bits
 
 IDS = [1, 4]
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from maskedgrad import MaskedModel
 from maskedgrad.interchange import read_adapter, write_adapter
 from maskedgrad.patch import RowPatch
-from tests.properties.strategies import assert_same_bits
+from maskedgrad.testing import assert_same_bits
 
 NUM_ROWS, WIDTH, IDS = 30, 4, [3, 17, 29]
 PATH = "words/embeddings"

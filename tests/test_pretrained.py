@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, pretrained
 from maskedgrad.pretrained import pretrained_embedding
-from tests.properties.strategies import assert_same_bits, bits
+from maskedgrad.testing import assert_same_bits, bits
 
 
 def random_matrix(num_rows=7, width=3, dtype="float32"):

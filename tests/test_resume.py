@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
-from tests.properties.strategies import assert_same_bits, optimizer_classes
+from maskedgrad.testing import assert_same_bits, optimizer_classes
 
 RANDOM = np.random.default_rng(0)
 NUM_ROWS, WIDTH, IDS = 12, 3, [2, 7]

@@ -7,7 +7,8 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad.rows import Rows, shorten
+from maskedgrad.messages import shorten
+from maskedgrad.rows import Rows
 from maskedgrad.targets import (
     SavedTarget,
     decode_trainable_rows,

@@ -48,18 +48,20 @@ def test_a_step_of_two_workers_is_what_is_computed_by_hand():
     # Of the head 12 bytes; of a reduction among two, each worker sends a half twice.
     small = (2 + 0.8) + (2 + 0.4) + (2 + 0.8)
     by_hand = {
-        MASKED: 1100 + small + (2 + 0.1 * (24 + 12)),
-        DENSE: 1100 + small + (2 + 0.1 * (80 + 12)),
-        GATHERED: 1100 + small + (2 + 1.2) + (10 + 0.04) + (10 + 0.4) + (10 + 0.2),
+        MASKED: 1100 + small + (2 + 0.1 * (24 + 12)) + 4 * 10_000,
+        DENSE: 1100 + small + (2 + 0.1 * (80 + 12)) + 4 * 10_000,
+        GATHERED: 1100 + small + (2 + 1.2) + (10 + 0.04) + (10 + 0.4) + (10 + 0.2) + 7 * 10_000,
     }
     for way, expected in by_hand.items():
-        assert step_seconds(collectives(way, task), 2, compute, links) == pytest.approx(expected)
+        step = step_seconds(collectives(way, task), 2, compute, links, waiting=10_000)
+        assert step == pytest.approx(expected)
 
 
-@given(tasks, links, computing)
-def test_more_workers_never_make_a_step_shorter(task, links, compute):
+@given(tasks, links, computing, seconds)
+def test_more_workers_never_make_a_step_shorter(task, links, compute, waiting):
     for way in WAYS:
-        steps = [step_seconds(collectives(way, task), n, compute, links) for n in range(1, 20)]
+        exchanged = collectives(way, task)
+        steps = [step_seconds(exchanged, n, compute, links, waiting) for n in range(1, 20)]
         for fewer, more in itertools.pairwise(steps):
             assert more >= fewer * (1 - 1e-12)
 
@@ -95,9 +97,11 @@ def test_what_a_worker_receives_of_reductions_is_bounded_and_of_slices_is_not(ta
     assert bytes_received(collectives(GATHERED, task), workers) >= (workers - 1) * slices
 
 
-@given(links, sizes)
-def test_one_worker_exchanges_nothing(links, size):
+@given(links, sizes, computing)
+def test_one_worker_exchanges_nothing(links, size, compute):
     for kind in (REDUCE, GATHER):
+        step = step_seconds([Collective(kind, size)], 1, compute, links, waiting=1)
+        assert step == compute.alone
         assert collective_seconds(Collective(kind, size), 1, links[kind]) == 0
         assert bytes_received([Collective(kind, size)], 1) == 0
 

@@ -10,7 +10,7 @@ import pytest
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, MaskedTrainStep
 from maskedgrad.optimizer import masked_optimizer_in
 from maskedgrad.summary import count_parameters, readable_bytes, summary
-from tests.properties.strategies import bits, optimizer_classes
+from maskedgrad.testing import bits, optimizer_classes
 
 X = np.arange(12).reshape(4, 3)
 

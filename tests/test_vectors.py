@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskedgrad import vector_sources
+from maskedgrad.testing import bits
 from maskedgrad.vectors import load_vectors
 from maskedgrad.vocabulary import ids_by_word, row_ids
 
@@ -74,10 +75,6 @@ def vector_files(draw, file_words=words, numbers=floats, kinds=(GLOVE, TEXT, BIN
         width,
         draw(st.lists(records, min_size=1, max_size=6)),
     )
-
-
-def bits(array) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32).view("uint32")
 
 
 def as_gensim_loads(file: VectorFile, path: str) -> KeyedVectors:
@@ -332,7 +329,7 @@ def test_initializers_have_the_moments_that_they_name(seed):
 
     def table(initializer, noise=0.0):
         matrix, report = load_vectors(known, ["", *known, *new], initializer, noise=noise, seed=3)
-        assert (bits(matrix[1:5001]) == bits(list(known.values()))).all()
+        assert (bits(matrix[1:5001]) == bits(np.float32(list(known.values())))).all()
         return matrix[report.missing_ids].astype(float)
 
     assert not table("zeros").any()

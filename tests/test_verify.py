@@ -16,7 +16,7 @@ from maskedgrad import MaskedModel, MaskedOptimizer
 from maskedgrad.cli import main, verify
 from maskedgrad.rows import Rows
 from maskedgrad.saved_tables import SavedTable, open_tables
-from tests.properties.strategies import bits
+from maskedgrad.testing import bits
 
 NUM_ROWS, WIDTH, IDS = 30, 4, [2, 7, 29]
 MATRIX = np.random.default_rng(0).normal(size=(NUM_ROWS, WIDTH)).astype("float32")

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, MaskedOptimizer
+from maskedgrad.testing import assert_same_bits
 from tests.compatibility.helpers import (
     IDS,
     MATRIX,
@@ -20,7 +21,7 @@ from tests.compatibility.helpers import (
     pooled_model,
 )
 from tests.compatibility.table import works
-from tests.properties.strategies import assert_same_bits, mirrored_strategy
+from tests.properties.strategies import mirrored_strategy
 
 
 def train(model_class, scaler="none", scope=None, batch_size=4, **compile_options):

@@ -6,6 +6,7 @@ them is most of what they cost.
 """
 
 import json
+import re
 import subprocess
 import sys
 
@@ -90,6 +91,10 @@ def of(workers):
     return [json.loads(str(worker["json"])) for worker in workers]
 
 
+def tables_after_one_epoch(worker):
+    return [v for name, v in worker.items() if re.fullmatch("0 .*words/embeddings", name)]
+
+
 def assert_same(one, other):
     assert one.keys() == other.keys()
     for name in one.keys() - {"json"}:
@@ -117,6 +122,9 @@ def test_workers_hold_the_same_bits_and_train_what_one_process_trains(two_worker
     assert_same_on_all(workers)
     ids = [3, 7, 8, 9] if name == "rows_change" else IDS
     assert_only_trained(MATRIX, workers[0]["table"], ids)
+    # When `fit` ends, averages are written to the rows: what steps did shows before.
+    for table in tables_after_one_epoch(workers[0]):
+        assert_only_trained(MATRIX, table, IDS)
     assert_like(workers[0], alone(name))
 
 

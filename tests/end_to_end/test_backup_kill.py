@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
+from maskedgrad.testing import assert_same_bits
 from tests.end_to_end.backed_up_training import IDS, MATRIX, train
-from tests.properties.strategies import assert_same_bits
 
 KILLS = 25
 

@@ -1,7 +1,8 @@
 """How long a training step takes on some workers: a model of bytes and latency.
 
 A step is what a worker computes, and then collectives one after the other, each in a
-ring: TensorFlow has no other algorithm for processors. All numbers are those of `fit`
+ring: TensorFlow has no other algorithm for processors. Before each, workers wait for the
+last of them. All numbers are those of `fit`
 of a table, an average and a `Dense(1)`, with no metric beside the loss.
 """
 
@@ -110,20 +111,23 @@ def collective_seconds(collective: Collective, workers: int, link: Link) -> floa
 
 
 def step_seconds(
-    exchanged: Sequence[Collective], workers: int, compute: Compute, links: Mapping[str, Link]
+    exchanged: Sequence[Collective],
+    workers: int,
+    compute: Compute,
+    links: Mapping[str, Link],
+    waiting: float,
 ) -> float:
-    """The time of a step: computing, and then each collective.
+    """The time of a step: computing, and then each collective, for which others are waited.
 
     Example:
 
     >>> links = {REDUCE: Link(latency=0.1, per_byte=0.001)}
-    >>> step_seconds([Collective(REDUCE, 1000)], 2, Compute(3, 0.5), links)
-    4.7
+    >>> step_seconds([Collective(REDUCE, 1000)], 2, Compute(3, 0.5), links, waiting=0.25)
+    4.95
     """
     computing = compute.alone + (workers - 1) * compute.per_further_worker
-    return computing + sum(
-        collective_seconds(each, workers, links[each.kind]) for each in exchanged
-    )
+    talking = sum(collective_seconds(each, workers, links[each.kind]) for each in exchanged)
+    return computing + talking + (len(exchanged) * waiting if workers > 1 else 0.0)
 
 
 def bytes_received(exchanged: Sequence[Collective], workers: int) -> float:

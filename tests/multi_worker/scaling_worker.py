@@ -186,17 +186,19 @@ def cases(task):
 
 
 def added_by_strategy(strategy, turns, steps):
-    """Seconds that a strategy of one worker adds to a step, seen where there is little else."""
+    """Seconds that a strategy adds to a step, seen where there is next to nothing else."""
     data = batches(NEXT_TO_NOTHING, steps)
     shared = strategy.distribute_datasets_from_function(lambda context: data)
     alone = compiled(NEXT_TO_NOTHING, DENSE)
     with strategy.scope():
         distributed = compiled(NEXT_TO_NOTHING, DENSE)
-    pairs = [
-        (median(step_times(alone, data)), median(step_times(distributed, shared)))
-        for _ in range(turns + 1)
-    ]
-    return max(0.0, median(under - without for without, under in pairs[1:]))
+    added = []
+    for _ in range(turns + 1):
+        meet(strategy)
+        without = of_slowest(strategy, step_times(alone, data))
+        meet(strategy)
+        added.append(median(step_times(distributed, shared)) - median(without))
+    return max(0.0, median(added[1:]))
 
 
 def computing(task, alone):
@@ -238,12 +240,12 @@ def main(turns, steps):
         "compute": computing(MEASURED, medians(alone_times)),
         "steps": medians(times),
         "bare": [[*collective, seconds] for collective, seconds in medians(bare_times).items()],
+        "strategy": added_by_strategy(strategy, turns, steps),
     }
     if workers > 1:
         for way, model in models.items():
             check_collectives(way, model, shared)
     else:
-        result["strategy"] = added_by_strategy(strategy, turns, steps)
         few = batches(REALISTIC, steps // 4)
         # One model at a time: each has a table, and what its optimizer keeps.
         larger = {

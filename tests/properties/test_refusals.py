@@ -14,8 +14,9 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, mask_gradients
+from maskedgrad.testing import assert_same_bits, bits
 from tests.properties import nonsense
-from tests.properties.strategies import assert_same_bits, bits, cheap
+from tests.properties.strategies import cheap
 
 several = settings(max_examples=3 * settings().max_examples)
 

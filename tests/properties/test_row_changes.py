@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
 from maskedgrad.slots import RowAxis, row_axes
-from tests.properties.oracle import kernel_variable
-from tests.properties.strategies import (
+from maskedgrad.testing import (
     TABLE_PATH,
     Table,
     assert_same_bits,
-    gradients,
-    kernel_gradients,
+    gradients_of,
     optimizer_classes,
     optimizers,
     row_sets,
     tables,
 )
+from tests.properties.oracle import kernel_variable
+from tests.properties.strategies import kernel_gradients
 
 VALUES = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
 
@@ -39,7 +39,7 @@ def test_a_row_moves_only_in_steps_in_which_it_trains(data):
         now = Table(variables[0].numpy(), np.array(ids))
         try:
             for _ in range(data.draw(st.integers(0, 2), label="steps")):
-                gradient, _ = data.draw(gradients(now, kinds=("dense", "sparse")))
+                gradient, _ = data.draw(gradients_of(now, kinds=("dense", "sparse")))
                 step = [gradient, data.draw(kernel_gradients(now))]
                 optimizer.apply(step, variables)
         except tf.errors.InvalidArgumentError:

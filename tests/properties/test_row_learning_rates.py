@@ -8,10 +8,10 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer
-from tests.properties.strategies import (
+from maskedgrad.testing import (
     TABLE_PATH,
     assert_same_bits,
-    gradients,
+    gradients_of,
     optimizer_classes,
     optimizers,
     tables,
@@ -36,7 +36,7 @@ def test_a_row_moves_by_its_share_of_every_optimizers_step(cls, data):
     )
     optimizer.build([variable])
     for _ in range(data.draw(st.integers(1, 3), label="steps")):
-        gradient, _ = data.draw(gradients(table))
+        gradient, _ = data.draw(gradients_of(table))
         selected = None if gradient is None else tf.gather(densified(gradient), trained)
         before = compact.value + 0
         try:

@@ -7,17 +7,17 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedOptimizer
-from tests.properties.oracle import Pair, kernel_variable
-from tests.properties.strategies import (
+from maskedgrad.testing import (
     TABLE_PATH,
     Table,
     assert_same_bits,
-    gradients,
-    kernel_gradients,
+    gradients_of,
     optimizer_classes,
     optimizers,
     tables,
 )
+from tests.properties.oracle import Pair, kernel_variable
+from tests.properties.strategies import kernel_gradients
 
 
 @pytest.mark.parametrize("cls", optimizer_classes(), ids=lambda cls: cls.__name__)
@@ -25,7 +25,7 @@ from tests.properties.strategies import (
 def test_every_optimizer_freezes_and_follows_the_oracle(cls, data):
     pair = Pair(data.draw(optimizers(cls)), data.draw(tables()))
     for _ in range(data.draw(st.integers(1, 4), label="steps")):
-        pair.apply(*data.draw(gradients(pair.table)), data.draw(kernel_gradients(pair.table)))
+        pair.apply(*data.draw(gradients_of(pair.table)), data.draw(kernel_gradients(pair.table)))
         pair.check()
     pair.finalize()
     pair.check()
@@ -41,7 +41,7 @@ def test_a_loss_scaler_outside_freezes_whatever_the_gradients_hold(data):
         MaskedOptimizer(spec.make(), {TABLE_PATH: table.ids})
     )
     for _ in range(data.draw(st.integers(1, 4), label="steps")):
-        gradient, _ = data.draw(gradients(table))
+        gradient, _ = data.draw(gradients_of(table))
         optimizer.apply([gradient, data.draw(kernel_gradients(table))], [variable, kernel])
         frozen = variable.numpy()[table.frozen]
         assert_same_bits(frozen, table.values[table.frozen], "frozen rows")
@@ -58,7 +58,7 @@ def test_with_all_rows_trainable_it_is_the_bare_optimizer(data):
     variable, bare = table.variable(), table.variable()
     optimizer, oracle = MaskedOptimizer(spec.make(), {TABLE_PATH: slice(None)}), spec.make()
     for _ in range(3):
-        gradient, _ = data.draw(gradients(table, kinds=("dense",)))
+        gradient, _ = data.draw(gradients_of(table, kinds=("dense",)))
         try:
             oracle.apply([gradient], [bare])
         except Exception:
@@ -78,7 +78,7 @@ def test_several_tables_have_rows_of_their_own(data):
     optimizer = MaskedOptimizer(spec.make(), {name: table.ids for name, table in with_names})
     oracle = spec.make()
     for _ in range(data.draw(st.integers(1, 3), label="steps")):
-        pairs = [data.draw(gradients(table, kinds=("dense", "sparse"))) for table in drawn]
+        pairs = [data.draw(gradients_of(table, kinds=("dense", "sparse"))) for table in drawn]
         try:
             oracle.apply([compact for _, compact in pairs], compacts)
         except Exception:

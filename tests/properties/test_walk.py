@@ -6,15 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from maskedgrad import MaskedOptimizer
+from maskedgrad.testing import TABLE_PATH, gradients_of, optimizer_classes, optimizers, tables
 from tests.properties.oracle import Pair
-from tests.properties.strategies import (
-    TABLE_PATH,
-    gradients,
-    kernel_gradients,
-    optimizer_classes,
-    optimizers,
-    tables,
-)
+from tests.properties.strategies import kernel_gradients
 
 
 class Walk(RuleBasedStateMachine):
@@ -27,7 +21,7 @@ class Walk(RuleBasedStateMachine):
 
     def _step(self, data, kind):
         table = self.pair.table
-        gradient = data.draw(gradients(table, kinds=(kind,)))
+        gradient = data.draw(gradients_of(table, kinds=(kind,)))
         self.pair.apply(*gradient, data.draw(kernel_gradients(table)))
 
     @rule(data=st.data())
@@ -41,7 +35,7 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data())
     def poisoned_step(self, data):
         table = self.pair.table
-        gradient = data.draw(gradients(table, kinds=("dense", "sparse"), poisoned=True))
+        gradient = data.draw(gradients_of(table, kinds=("dense", "sparse"), poisoned=True))
         self.pair.apply(*gradient, data.draw(kernel_gradients(table)))
 
     @rule(data=st.data())

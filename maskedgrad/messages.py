@@ -1,0 +1,17 @@
+"""How error messages show values."""
+
+from typing import Any
+
+
+def capitalized(text: str) -> str:
+    """The text as it begins a sentence."""
+    return text[0].upper() + text[1:]
+
+
+def shorten(value: Any) -> str:
+    """How error messages show a value."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
