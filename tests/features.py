@@ -53,6 +53,23 @@ def metrics_are_of_all_devices() -> bool:
     return total.synchronization == tf.VariableSynchronization.ON_READ
 
 
+def fit_takes_data_of_each_worker() -> bool:
+    """Whether Keras takes what `strategy.distribute_datasets_from_function` returns for data."""
+    strategy = mirrored_strategy()
+    data = strategy.distribute_datasets_from_function(
+        lambda context: tf.data.Dataset.from_tensors(tf.zeros([1, 1])).repeat()
+    )
+    with strategy.scope():
+        model = keras.Sequential([keras.layers.Dense(1)])
+    try:
+        model.predict(data, steps=1, verbose=0)
+    except ValueError as error:
+        if "Unrecognized data type" not in str(error):
+            raise
+        return False
+    return True
+
+
 def exported(path: str) -> Any:
     """A parameter that is `keras.<path>`, skipped where Keras does not export it."""
     return pytest.param(feature(path), marks=needs(path), id=path.rpartition(".")[2])

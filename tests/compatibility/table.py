@@ -49,10 +49,10 @@ devices of a strategy, so that steps were as many times too large; before 3.7 th
 layers were no instances of `keras.Variable`. Before 3.10 it shows losses and metrics of a part of
 the data under a strategy, with or without `MaskedOptimizer`; what it trains is right.
 
-What Keras brought later works where it is there: `keras.Input(ragged=True)` since 3.9, `Muon` since
-3.10, `keras.layers.ReversibleEmbedding` since 3.13, `MultiOptimizer` and `ScheduleFreeAdamW` since
-3.15. On Python 3.10 there is no Keras after 3.12.
-Several workers were seen to train with Keras 3.15; with 3.8 their tests do not pass yet.
+What Keras brought later works where it is there: `keras.Input(ragged=True)` and data of
+`strategy.distribute_datasets_from_function` since 3.9, `Muon` since 3.10,
+`keras.layers.ReversibleEmbedding` since 3.13, `MultiOptimizer` and `ScheduleFreeAdamW` since 3.15.
+On Python 3.10 there is no Keras after 3.12.
 """
 
 

@@ -18,7 +18,7 @@ from maskedgrad.cli.local_workers import local_workers
 from maskedgrad.testing import assert_same_bits
 from tests.compatibility.helpers import assert_only_trained
 from tests.compatibility.table import refused, works
-from tests.features import metrics_are_of_all_devices
+from tests.features import fit_takes_data_of_each_worker, metrics_are_of_all_devices
 from tests.multi_worker import training
 from tests.multi_worker.training import IDS, MATRIX, NUM_ROWS
 
@@ -75,9 +75,19 @@ def trained(folder, num_workers, *scenarios):
     }
 
 
+class Scenarios(dict):
+    """By scenario, what each worker is left with; skips what is about one that was not run."""
+
+    def __missing__(self, name):
+        pytest.skip(f"the data of `{name}` are for each worker, which this Keras does not take")
+
+
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("two"), 2, *SAME_AS_ALONE, *OTHERS)
+    names = [*SAME_AS_ALONE, *OTHERS]
+    if not fit_takes_data_of_each_worker():
+        names.remove("one_worker_runs_out")
+    return Scenarios(trained(tmp_path_factory.mktemp("two"), 2, *names))
 
 
 def alone(name):
@@ -162,6 +172,11 @@ def test_several_steps_in_one_call_are_as_many_calls(two_workers):
         np.testing.assert_allclose(together[name], one_by_one[name], rtol=1e-6, err_msg=name)
 
 
+def without_single_numbers(collectives):
+    """An old Keras reduces each number of a metric in the step itself."""
+    return [each for each in collectives if each[-1] != [1]]
+
+
 @works(*MULTI_WORKER)
 def test_what_crosses_workers_for_a_table_is_its_trainable_rows(two_workers):
     """Read off the traced graph: what goes into each collective, with -1 for any length."""
@@ -171,11 +186,12 @@ def test_what_crosses_workers_for_a_table_is_its_trainable_rows(two_workers):
     head = WIDTH + 1  # kernel and bias; TensorFlow packs what it reduces into one vector
     for num_rows in ("10000", "1000000"):
         packed = [["CollectiveReduceV2", "float32", [len(IDS) * WIDTH + head]]]
-        assert shapes["maskedgrad"][num_rows] == packed
+        assert without_single_numbers(shapes["maskedgrad"][num_rows]) == packed
         slices = ["CollectiveGatherV2", "float32", [BATCH // 2 * LENGTH, WIDTH]]
         assert slices in shapes["table trainable"][num_rows]
         whole = [["CollectiveReduceV2", "float32", [int(num_rows) * WIDTH + head]]]
-        assert shapes["table trainable, dense gradient"][num_rows] == whole
+        dense = shapes["table trainable, dense gradient"][num_rows]
+        assert without_single_numbers(dense) == whole
 
 
 @works(*MULTI_WORKER)
