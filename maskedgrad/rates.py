@@ -168,6 +168,8 @@ def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
 
 def _numbers(rates: Any) -> np.ndarray | None:
     """`rates` as an array of shape `(V,)`, if they are that."""
+    if isinstance(rates, range):  # of rows, and maybe too many for any array
+        return None
     try:
         array = np.asarray(rates)
     except (TypeError, ValueError, NotImplementedError):

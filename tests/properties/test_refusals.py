@@ -9,8 +9,9 @@ import contextlib
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from hypothesis import given, note, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, mask_gradients
@@ -18,7 +19,10 @@ from maskedgrad.testing import assert_same_bits, bits
 from tests.properties import nonsense
 from tests.properties.strategies import cheap
 
-several = settings(max_examples=3 * settings().max_examples)
+# A law has one model for all of its examples: each leaves it as it was, or as a twin.
+ONE_MODEL = [*settings().suppress_health_check, HealthCheck.function_scoped_fixture]
+several = settings(max_examples=3 * settings().max_examples, suppress_health_check=ONE_MODEL)
+many = settings(cheap, suppress_health_check=ONE_MODEL)
 
 DOCUMENTED = (TypeError, ValueError)
 ROWS = {"words/embeddings": [1, 2], "tags/embeddings": [0, 3]}
@@ -38,12 +42,19 @@ def make_model(**kwargs) -> MaskedModel:
     return model
 
 
-def layers_of(model) -> dict[str, keras.Layer]:
-    return {layer.name: layer for layer in [model, *model.layers]}
+@pytest.fixture
+def model():
+    return make_model()
 
 
-def make_variables() -> list[keras.Variable]:
-    return list(make_model().trainable_variables)
+@pytest.fixture
+def twin():
+    return make_model()
+
+
+def mappings(model, values: st.SearchStrategy) -> st.SearchStrategy:
+    """What makes a mapping from the layers of a model to values, or fails at it."""
+    return nonsense.mappings({layer.name: layer for layer in [model, *model.layers]}, values)
 
 
 def values_of(model) -> list[np.ndarray]:
@@ -95,92 +106,80 @@ def untouched_if_refused(model):
             assert_same_bits(value, value_before, "weights or state of the optimizer")
 
 
-def test_set_trainable_rows():
-    model, twin = make_model(), make_model()
-
-    @several
-    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()))
-    def law(make_rows):
-        with untouched_if_refused(model) as refused:
-            given_rows = make_rows()
-            model.optimizer.set_trainable_rows(given_rows)
-        if not refused:
-            expected = nonsense.tables_named(given_rows, model.trainable_variables)
-            assert named(model.optimizer.trainable_rows) == expected
-            twin.optimizer.set_trainable_rows(as_trainable_rows(expected))
-        for each in (model, twin):
-            each.train_on_batch(*BATCH)
-        assert_twins(model, twin)
-
-    law()
+@several
+@given(data=st.data())
+def test_set_trainable_rows(model, twin, data):
+    make_rows = data.draw(mappings(model, nonsense.rows()))
+    with untouched_if_refused(model) as refused:
+        given_rows = make_rows()
+        model.optimizer.set_trainable_rows(given_rows)
+    if not refused:
+        expected = nonsense.tables_named(given_rows, model.trainable_variables)
+        assert named(model.optimizer.trainable_rows) == expected
+        twin.optimizer.set_trainable_rows(as_trainable_rows(expected))
+    for each in (model, twin):
+        each.train_on_batch(*BATCH)
+    assert_twins(model, twin)
 
 
-def test_compile():
-    model, twin = make_model(run_eagerly=True), make_model(run_eagerly=True)
-
-    @several
-    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()), makes=st.booleans())
-    def law(make_rows, makes):
-        inner = keras.optimizers.AdamW(0.1)
-        with untouched_if_refused(model) as refused:
-            given_rows = make_rows()
-            if given_rows is None:  # then `compile` takes an optimizer that masks
-                given_rows = {}
-            arguments = {"loss": "mse", "run_eagerly": True}
-            if makes:
-                model.compile(MaskedOptimizer(inner, given_rows), **arguments)
-            else:
-                model.compile(inner, trainable_rows=given_rows, **arguments)
-        if refused:
-            assert not inner.built
+@several
+@given(data=st.data(), makes=st.booleans())
+def test_compile(model, twin, data, makes):
+    make_rows = data.draw(mappings(model, nonsense.rows()))
+    inner = keras.optimizers.AdamW(0.1)
+    with untouched_if_refused(model) as refused:
+        given_rows = make_rows()
+        if given_rows is None:  # then `compile` takes an optimizer that masks
+            given_rows = {}
+        arguments = {"loss": "mse", "run_eagerly": True}
+        if makes:
+            model.compile(MaskedOptimizer(inner, given_rows), **arguments)
         else:
-            expected = nonsense.tables_named(given_rows, model.trainable_variables)
-            trainable_rows = as_trainable_rows(expected)
-            twin.compile(keras.optimizers.AdamW(0.1), trainable_rows=trainable_rows, **arguments)
-        for each in (model, twin):
-            each.train_on_batch(*BATCH)
-        assert_twins(model, twin)
-        if not refused:
-            assert named(model.optimizer.trainable_rows) == expected
+            model.compile(inner, trainable_rows=given_rows, **arguments)
+    if refused:
+        assert not inner.built
+    else:
+        expected = nonsense.tables_named(given_rows, model.trainable_variables)
+        trainable_rows = as_trainable_rows(expected)
+        twin.compile(keras.optimizers.AdamW(0.1), trainable_rows=trainable_rows, **arguments)
+    for each in (model, twin):
+        each.train_on_batch(*BATCH)
+    assert_twins(model, twin)
+    if not refused:
+        assert named(model.optimizer.trainable_rows) == expected
 
-    law()
 
-
-def test_a_new_optimizer_and_its_build():
-    model = make_model()
-    variables, twins = model.trainable_variables, make_variables()
+@several
+@given(data=st.data())
+def test_a_new_optimizer_and_its_build(model, twin, data):
+    variables, twins = model.trainable_variables, twin.trainable_variables
     gradients = [tf.ones(variable.shape) for variable in variables]
-
-    @several
-    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()))
-    def law(make_rows):
-        inner = keras.optimizers.AdamW(0.1)
-        before = [variable.numpy() for variable in variables]
-        trainable_rows, optimizer = ROWS, None
-        try:
-            given_rows = make_rows()
-            optimizer = MaskedOptimizer(inner, given_rows)
-            optimizer.build(variables)
-        except DOCUMENTED as error:
-            check_message(error)
-            assert not inner.built
-            if optimizer is None:
-                optimizer = MaskedOptimizer(inner, ROWS)
-            assert not optimizer.built
-            assert optimizer.inner_optimizer is inner
-            optimizer.set_trainable_rows(ROWS)
-        else:
-            expected = nonsense.tables_named(given_rows, variables)
-            assert named(optimizer.trainable_rows) == expected
-            trainable_rows = as_trainable_rows(expected)
-        for variable, value in zip(variables, before, strict=True):
-            assert_same_bits(variable.numpy(), value, variable.path)
-        optimizer.apply(gradients, variables)
-        MaskedOptimizer(keras.optimizers.AdamW(0.1), trainable_rows).apply(gradients, twins)
-        for variable, twin in zip(variables, twins, strict=True):
-            assert_same_bits(variable.numpy(), twin.numpy(), variable.path)
-
-    law()
+    make_rows = data.draw(mappings(model, nonsense.rows()))
+    inner = keras.optimizers.AdamW(0.1)
+    before = [variable.numpy() for variable in variables]
+    trainable_rows, optimizer = ROWS, None
+    try:
+        given_rows = make_rows()
+        optimizer = MaskedOptimizer(inner, given_rows)
+        optimizer.build(variables)
+    except DOCUMENTED as error:
+        check_message(error)
+        assert not inner.built
+        if optimizer is None:
+            optimizer = MaskedOptimizer(inner, ROWS)
+        assert not optimizer.built
+        assert optimizer.inner_optimizer is inner
+        optimizer.set_trainable_rows(ROWS)
+    else:
+        expected = nonsense.tables_named(given_rows, variables)
+        assert named(optimizer.trainable_rows) == expected
+        trainable_rows = as_trainable_rows(expected)
+    for variable, value in zip(variables, before, strict=True):
+        assert_same_bits(variable.numpy(), value, variable.path)
+    optimizer.apply(gradients, variables)
+    MaskedOptimizer(keras.optimizers.AdamW(0.1), trainable_rows).apply(gradients, twins)
+    for variable, expected in zip(variables, twins, strict=True):
+        assert_same_bits(variable.numpy(), expected.numpy(), variable.path)
 
 
 def learning_rates() -> st.SearchStrategy:
@@ -216,60 +215,52 @@ def multipliers(row_learning_rates, variables) -> dict[str, np.ndarray]:
     return found
 
 
-def test_row_learning_rates():
-    model = make_model()
+@several
+@given(data=st.data())
+def test_row_learning_rates(model, data):
     variables = model.trainable_variables
     gradients = [-tf.ones(variable.shape) for variable in variables]
     all_rows = {"words/embeddings": slice(None), "tags/embeddings": slice(None)}
-
-    @several
-    @given(make_rates=nonsense.mappings(layers_of(model), learning_rates()))
-    def law(make_rates):
-        inner = keras.optimizers.SGD(1.0)
-        for variable in variables:
-            variable.assign(tf.zeros(variable.shape))
-        row_learning_rates = {}
-        try:
-            row_learning_rates = make_rates()
-            optimizer = MaskedOptimizer(inner, all_rows, row_learning_rates=row_learning_rates)
-            optimizer.build(variables)
-        except DOCUMENTED as error:
-            check_message(error)
-            assert not inner.built
-            assert not any(bits(variable.numpy()).any() for variable in variables)
-            return
-        optimizer.apply(gradients, variables)
-        expected = multipliers(row_learning_rates or {}, variables)
-        for variable in variables:
-            rates = expected.get(variable.path, np.ones(variable.shape[0])).astype("float32")
-            rates = rates.reshape(-1, *[1] * (len(variable.shape) - 1))
-            moved = np.broadcast_to(rates, variable.shape)
-            assert_same_bits(variable.numpy(), np.ascontiguousarray(moved), variable.path)
-
-    law()
+    make_rates = data.draw(mappings(model, learning_rates()))
+    inner = keras.optimizers.SGD(1.0)
+    for variable in variables:
+        variable.assign(tf.zeros(variable.shape))
+    row_learning_rates = {}
+    try:
+        row_learning_rates = make_rates()
+        optimizer = MaskedOptimizer(inner, all_rows, row_learning_rates=row_learning_rates)
+        optimizer.build(variables)
+    except DOCUMENTED as error:
+        check_message(error)
+        assert not inner.built
+        assert not any(bits(variable.numpy()).any() for variable in variables)
+        return
+    optimizer.apply(gradients, variables)
+    expected = multipliers(row_learning_rates or {}, variables)
+    for variable in variables:
+        rates = expected.get(variable.path, np.ones(variable.shape[0])).astype("float32")
+        rates = rates.reshape(-1, *[1] * (len(variable.shape) - 1))
+        moved = np.broadcast_to(rates, variable.shape)
+        assert_same_bits(variable.numpy(), np.ascontiguousarray(moved), variable.path)
 
 
-def test_mask_gradients():
-    model = make_model()
+@many
+@given(data=st.data())
+def test_mask_gradients(model, data):
     variables = model.trainable_variables
     gradients = [tf.ones(variable.shape) for variable in variables]
-
-    @cheap
-    @given(make_rows=nonsense.mappings(layers_of(model), nonsense.rows()))
-    def law(make_rows):
-        try:
-            given_rows = make_rows()
-            masked = mask_gradients(gradients, variables, given_rows)
-        except DOCUMENTED as error:
-            check_message(error)
-            masked, expected = gradients, {}
-        else:
-            expected = nonsense.tables_named(given_rows, variables)
-        axes = {path: (axis, ids) for (path, axis), ids in expected.items()}
-        for variable, gradient in zip(variables, masked, strict=True):
-            axis, ids = axes.get(variable.path, (0, range(variable.shape[0])))
-            wanted = np.zeros(variable.shape, "float32")
-            np.moveaxis(wanted, axis, 0)[list(ids)] = 1.0
-            assert_same_bits(gradient, wanted, variable.path)
-
-    law()
+    make_rows = data.draw(mappings(model, nonsense.rows()))
+    try:
+        given_rows = make_rows()
+        masked = mask_gradients(gradients, variables, given_rows)
+    except DOCUMENTED as error:
+        check_message(error)
+        masked, expected = gradients, {}
+    else:
+        expected = nonsense.tables_named(given_rows, variables)
+    axes = {path: (axis, ids) for (path, axis), ids in expected.items()}
+    for variable, gradient in zip(variables, masked, strict=True):
+        axis, ids = axes.get(variable.path, (0, range(variable.shape[0])))
+        wanted = np.zeros(variable.shape, "float32")
+        np.moveaxis(wanted, axis, 0)[list(ids)] = 1.0
+        assert_same_bits(gradient, wanted, variable.path)

@@ -170,6 +170,7 @@ def test_final_values_are_set_whole():
         ({"table": {True: [0]}}, ValueError, "finite number"),
         ({"table": {10**400: [0]}}, ValueError, "finite number"),
         ({"table": keras.KerasTensor((2,))}, TypeError, "array of one number for each row"),
+        ({"table": range(2**40)}, TypeError, "array of one number for each row"),
         ({"table": [[1.0]]}, TypeError, "one number for each row"),
         ({"table": {0.5: [-1]}}, ValueError, "must not be negative"),
         ({"table": []}, TypeError, "one number for each row"),
