@@ -193,7 +193,7 @@ def learning_rates() -> st.SearchStrategy:
         st.dictionaries(rates, nonsense.rows(), max_size=2),
         of_every_row,
         of_every_row.map(np.array),
-        of_every_row.map(tf.constant),
+        of_every_row.map(lambda rates: tf.constant(rates, "float64")),
         of_every_row.map(lambda rates: np.array(rates, "float16")),
         nonsense.rows(),
     )
