@@ -20,11 +20,11 @@ COMMON = {
     "phases": [phase for phase in Phase if phase is not Phase.explain],  # slow, and rarely used
     "print_blob": True,
 }
-# `python -m pytest --hypothesis-profile=thorough` draws ten times as many examples.
+# `python -m pytest --hypothesis-profile=thorough` draws more than ten times as many examples.
 settings.register_profile(
     "default", max_examples=12, stateful_step_count=12, derandomize="CI" in os.environ, **COMMON
 )
-settings.register_profile("thorough", max_examples=125, stateful_step_count=30, **COMMON)
+settings.register_profile("thorough", max_examples=200, stateful_step_count=30, **COMMON)
 settings.load_profile("default")
 
 
