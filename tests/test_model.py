@@ -480,6 +480,17 @@ def test_a_loaded_model_trains_on_as_if_never_saved(make, tmp_path):
         assert_same_bits(one, other, "a weight or a slot")
 
 
+def test_a_model_that_is_not_built_yet_is_compiled_as_its_config_says():
+    model, _ = subclassed(MaskedModel)
+    model.compile("adamw", loss="mse", trainable_rows={"(.*/)?words/embeddings": IDS})
+    other, layer = subclassed(MaskedModel)
+    other.compile_from_config(model.get_compile_config())
+    other.fit(X, Y, verbose=0)
+    table = layer.embeddings.numpy()
+    assert_same_bits(table[FROZEN], MATRIX[FROZEN], "frozen rows")
+    assert (table[IDS] != MATRIX[IDS]).all()
+
+
 def test_without_any_argument_nothing_is_compiled_and_nothing_trains():
     model = MaskedModel(inputs := keras.Input((2,)), keras.layers.Dense(1)(inputs))
     model.compile()

@@ -180,6 +180,16 @@ def test_fit_builds_a_model_by_a_batch_or_by_an_iterator_of_batches():
         assert (ours.numpy() == theirs).all()
 
 
+def test_what_a_gradient_overwrites_may_have_no_average():
+    scale, table = keras.Variable([1.0]), keras.Variable([[1.0, 2.0]])
+    scale.overwrite_with_gradient = True
+    optimizer = keras.optimizers.SGD(use_ema=True)
+    optimizer.build([scale, table])
+    averages = {id(variable): average for variable, average in slots.moving_averages(optimizer)}
+    assert averages[id(table)].shape == (1, 2)
+    assert all(average is not None for average in averages.values())
+
+
 @guards("_model_variables_moving_average", "_trainable_variables")
 def test_an_optimizer_lists_its_averages_by_what_they_are_of():
     first, second = variable("first"), variable("second")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad.messages import shorten
-from maskedgrad.rows import Rows
+from maskedgrad.rows import Rows, decode_rows
 from maskedgrad.targets import (
     SavedTarget,
     decode_trainable_rows,
@@ -186,6 +186,12 @@ def test_rows_cannot_be_changed():
 def test_rows_that_mean_nothing_are_refused(rows, error, message):
     with pytest.raises(error, match=message):
         Rows(rows, 10)
+
+
+@pytest.mark.parametrize("text", ["a::", "1:2:3.5", "3:1", "2,1", "-1", "1,", "1:2:3,4"])
+def test_a_text_that_means_nothing_is_refused(text):
+    with pytest.raises(ValueError, match="must be ascending ids and runs of them"):
+        decode_rows({"rows": text})
 
 
 @pytest.mark.parametrize("rows", [range(1, 10**30, 10**31), range(1, 0, -(10**30))])

@@ -377,6 +377,7 @@ def test_a_function_gives_the_missing_rows():
         ({"vocabulary": [""]}, ValueError, "beside the padding"),
         ({"vocabulary": ["cat", 3]}, TypeError, "strings"),
         ({"vocabulary": ["cat", "dog", "cat"]}, ValueError, "more than once: \\['cat'\\]"),
+        ({"vocabulary": [*"abcdef" * 2]}, ValueError, "'d', 'e', \\.\\.\\.\\] \\(6 in all\\)"),
         ({"vocabulary": {0: "cat"}}, TypeError, "strings"),
         ({"vocabulary": {"cat": "dog"}}, TypeError, "integers"),
         ({"vocabulary": {"cat": 1, "dog": 1}}, ValueError, "differ"),

@@ -1,11 +1,13 @@
 """`python -m maskedgrad verify` counts the frozen rows that are not their source's, bit for bit."""
 
 import importlib
+import io
 import json
 import subprocess
 import sys
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -295,6 +297,22 @@ def test_files_that_cannot_be_compared_have_status_2(saved, tmp_path, capsys):
         captured = capsys.readouterr()
         assert captured.err.startswith("verify: "), arguments
         assert not captured.out
+
+
+def test_a_table_of_text_has_status_2(saved, tmp_path, capsys):
+    _, path, source = saved
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(members["model.weights.h5"])
+    with h5py.File(weights, "a") as file:
+        variables = file["layers/embedding/vars"]
+        del variables["0"]
+        variables["0"] = np.full(MATRIX.shape, b"one")
+    with zipfile.ZipFile(tmp_path / "text.keras", "w") as archive:
+        for name, content in {**members, "model.weights.h5": weights.getvalue()}.items():
+            archive.writestr(name, content)
+    assert main(refused(tmp_path / "text.keras", source)) == 2
+    assert "a variable must be of numbers, and one is of dtype |S3" in capsys.readouterr().err
 
 
 MEASURE = """
