@@ -9,7 +9,7 @@ def capitalized(text: str) -> str:
 
 
 def shorten(value: Any) -> str:
-    """How error messages show a value."""
+    """The `repr` of a value, of at most 80 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or a number of too many digits

@@ -157,7 +157,7 @@ def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
     if array is None:
         raise TypeError(
             f"The multipliers for {describe(target)} must be a mapping from multiplier to rows, "
-            "or an array of one number for each row of the table. "
+            "or an array of one number for each row of the table; a range names rows. "
             f"Received: {shorten(rates)}"
         )
     order = np.argsort(array, kind="stable")
@@ -168,7 +168,7 @@ def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
 
 def _numbers(rates: Any) -> np.ndarray | None:
     """`rates` as an array of shape `(V,)`, if they are that."""
-    if isinstance(rates, range):  # of rows, and maybe too many for any array
+    if isinstance(rates, range):  # that names rows, and as an array may take all memory
         return None
     try:
         array = np.asarray(rates)

@@ -1,10 +1,12 @@
-"""Rows as text: ascending ids and half-open runs of them, such as `"2,7,10:20"`."""
+"""Rows as text: ascending ids and half-open runs of them, such as `"2,7,10:20"`, or a slice."""
+
+import operator
 
 import numpy as np
 
 from maskedgrad.messages import shorten
 
-MAX_NUM_IDS = np.iinfo(np.int32).max  # of those that fit in `Rows.positions`
+MAX_NUM_IDS = np.iinfo(np.int32).max  # a row's place among them is an int32
 
 
 def ids_to_text(ids: np.ndarray) -> str:
@@ -27,30 +29,36 @@ def runs_from_text(text: str) -> tuple[np.ndarray, np.ndarray]:
             [int(stop) if colon else int(start) + 1 for start, colon, stop in runs], dtype=np.int64
         )
     except (ValueError, OverflowError) as error:
-        raise not_rows(text) from error
+        raise invalid_text(text) from error
     is_ascending = (starts < stops).all() and (stops[:-1] <= starts[1:]).all()
     if not is_ascending or (starts < 0).any() or (stops - starts).sum() > MAX_NUM_IDS:
-        raise not_rows(text)
+        raise invalid_text(text)
     return starts, stops
 
 
 def ids_of_runs(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The inverse of `ids_to_text`, of what `runs_from_text` returns."""
+    """The ids in runs, ascending: the inverse of `ids_to_text`, after `runs_from_text`."""
     lengths = stops - starts
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(starts, lengths) + offsets
 
 
+def slice_to_text(rows: slice) -> str:
+    """A slice as text: `"-3::"`."""
+    parts = (rows.start, rows.stop, rows.step)
+    return ":".join("" if part is None else str(operator.index(part)) for part in parts)
+
+
 def slice_from_text(text: str) -> slice:
-    """A slice of text such as `"-3::"`."""
+    """The inverse of `slice_to_text`."""
     try:
         return slice(*(int(n) if n else None for n in text.split(":")))
     except ValueError as error:
-        raise not_rows(text) from error
+        raise invalid_text(text) from error
 
 
-def not_rows(text: str) -> ValueError:
-    """The error for a text that is none of rows."""
+def invalid_text(text: str) -> ValueError:
+    """The error that says what the text of rows must be."""
     return ValueError(
         "The text of rows must be ascending ids and runs of them, such as '2,7,10:20', at most "
         f"{MAX_NUM_IDS} in all, or one slice such as '-3::'. Received: {shorten(text)}"

@@ -1,6 +1,5 @@
 """`Rows`: a set of row ids of a table."""
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ from maskedgrad.messages import capitalized, shorten
 from maskedgrad.row_text import (
     ids_of_runs,
     ids_to_text,
-    not_rows,
+    invalid_text,
     runs_from_text,
     slice_from_text,
+    slice_to_text,
 )
 from maskedgrad.vocabulary import ids_by_word, row_ids
 
@@ -145,7 +145,7 @@ class Rows:
         try:
             return cls(ids_of_runs(starts, stops), num_rows)
         except MemoryError as error:
-            raise not_rows(text) from error
+            raise invalid_text(text) from error
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -225,9 +225,7 @@ def encode_rows(rows: Any) -> dict[str, Any]:
     if isinstance(rows, Rows):
         return rows.get_config()
     if isinstance(rows, slice):
-        parts = [rows.start, rows.stop, rows.step]
-        numbers = ["" if part is None else str(operator.index(part)) for part in parts]
-        return {"rows": ":".join(numbers)}
+        return {"rows": slice_to_text(rows)}
     if isinstance(rows, range):
         return {"rows": ids_to_text(np.array(rows, dtype=np.int64))}
     if rows.dtype == bool:

@@ -8,7 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tests.properties.strategies import mirrored_strategy
+from tests.devices import mirrored_strategy
 
 # What is not in the oldest Keras that is supported. Of another name, a typo, nothing is skipped.
 LATER = [
@@ -53,7 +53,7 @@ def metrics_are_of_all_devices() -> bool:
     return total.synchronization == tf.VariableSynchronization.ON_READ
 
 
-def fit_takes_data_of_each_worker() -> bool:
+def takes_distributed_datasets() -> bool:
     """Whether Keras takes what `strategy.distribute_datasets_from_function` returns for data."""
     strategy = mirrored_strategy()
     data = strategy.distribute_datasets_from_function(

@@ -76,6 +76,8 @@ def measured(workers: int, turns: int, steps: int) -> dict[str, Any]:
 
 def links(one_round: Round, workers: int) -> dict[str, Link]:
     """What a hop between some workers costs, by the kind of the collective."""
+    if workers == 1:
+        return dict.fromkeys((REDUCE, GATHER), Link(0.0, 0.0))
     bare = {Collective(kind, size): s for kind, size, s in one_round[workers]["bare"]}
     return {
         kind: fitted_link({each: s for each, s in bare.items() if each.kind == kind}, workers)
@@ -85,37 +87,34 @@ def links(one_round: Round, workers: int) -> dict[str, Link]:
 
 def strategy_itself(one_round: Round, workers: int) -> float:
     """The seconds that a strategy adds to a step before anybody is talked to."""
-    return one_round[1]["strategy"] * max(1, workers / len(os.sched_getaffinity(0)))
+    # It is work for a processor, of which workers may have a share only.
+    return max(0.0, one_round[1]["added"]) * max(1, workers / len(os.sched_getaffinity(0)))
 
 
 def waiting(one_round: Round, workers: int) -> float:
     """The seconds that workers wait for each other before a collective.
 
-    What a strategy of some workers adds to a step that computes next to nothing is its
-    own, the collectives, and these.
+    They are what a strategy of some workers adds to a step that computes next to nothing,
+    but for its own work and for the collectives. So they are all that these do not explain.
     """
-    if workers == 1:
-        return 0.0
     exchanged = collectives(DENSE, NEXT_TO_NOTHING)
     own = Compute(strategy_itself(one_round, workers))
-    rest = one_round[workers]["strategy"] - step_seconds(
-        exchanged, workers, own, links(one_round, workers), waiting=0.0
-    )
-    return max(0.0, rest) / len(exchanged)
+    explained = step_seconds(exchanged, workers, own, links(one_round, workers), waiting=0.0)
+    return max(0.0, one_round[workers]["added"] - explained) / len(exchanged)
 
 
 def predicted(one_round: Round, way: str, workers: int) -> float:
     """The seconds of a step of some workers on this machine."""
     alone, further = one_round[workers]["compute"][way]
     compute = Compute(alone + strategy_itself(one_round, workers), further)
-    exchanged = collectives(way, MEASURED) if workers > 1 else []
-    hop = links(one_round, workers) if workers > 1 else {}
-    return step_seconds(exchanged, workers, compute, hop, waiting(one_round, workers))
+    hop, wait = links(one_round, workers), waiting(one_round, workers)
+    return step_seconds(collectives(way, MEASURED), workers, compute, hop, wait)
 
 
 def carried_on(one_round: Round, way: str, task: Task, workers: int) -> float:
     """The seconds of a step of some workers that have a machine each, with the larger table."""
-    # Of two workers each has a core for itself here, as on a machine of its own.
+    # Of two workers each has a core for itself here, as on a machine of its own. How long many
+    # would wait for the last of them is not known: as long as two, it is assumed.
     hop = {kind: over_network(link, NETWORK) for kind, link in links(one_round, 2).items()}
     of_one = one_round[1]
     alone, further = (
@@ -143,11 +142,12 @@ def print_parameters(rounds: Sequence[Round]) -> None:
             latency = spread(rounds, lambda r, n=n, k=kind: links(r, n)[k].latency * 1e3)
             per_byte = spread(rounds, lambda r, n=n, k=kind: links(r, n)[k].per_byte * 1e9)
             print(f"| {n} | {kind} | {latency} | {per_byte} |")
-    strategy = spread(rounds, lambda r: r[1]["strategy"] * 1e3)
-    print(f"\nadded to a step by a strategy of one worker, ms: {strategy}")
-    for n in WORKERS[1:]:
+    print("\n| workers | added to a step by a strategy, ms | before a collective, ms |")
+    print("|---|---|---|")
+    for n in WORKERS:
+        added = spread(rounds, lambda r, n=n: r[n]["added"] * 1e3)
         before = spread(rounds, lambda r, n=n: waiting(r, n) * 1e3)
-        print(f"{n} workers wait for each other before a collective, ms: {before}")
+        print(f"| {n} | {added} | {before} |")
     print("\n| workers | way | computing, ms | a further worker's slices, ms |\n|---|---|---|---|")
     for n in WORKERS:
         for way in WAYS:
@@ -179,7 +179,7 @@ def print_comparison(rounds: Sequence[Round]) -> None:
 def print_carried_on(rounds: Sequence[Round]) -> None:
     print("\n| workers | way | step, ms | examples / s | received by a worker, MB |")
     print("|---|---|---|---|---|")
-    for n in (1, 10, 100, 1000):
+    for n in (1, 2, 10, 100, 1000):
         for label, (way, task, _, _) in LINES.items():
             step = median(carried_on(r, way, task, n) for r in rounds)
             received = bytes_received(collectives(way, task), n) / 1e6

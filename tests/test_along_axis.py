@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, RowPatch, mask_gradients
 from maskedgrad.testing import TABLE_PATH, assert_same_bits, optimizer_classes, optimizers, tables
-from tests.properties.strategies import mirrored_strategy
+from tests.devices import mirrored_strategy
 
 NUM_CLASSES, IDS = 7, [2, 6]
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")

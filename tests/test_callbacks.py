@@ -12,7 +12,7 @@ from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows, callbacks
 from maskedgrad.callbacks import frozen_rows
 from maskedgrad.callbacks.trainable_rows import log_names
 from maskedgrad.testing import assert_same_bits, bits, row_sets, tables
-from tests.properties.strategies import mirrored_strategy
+from tests.devices import mirrored_strategy
 
 NUM_ROWS, WIDTH, LENGTH = 12, 3, 4
 RANDOM = np.random.default_rng(0)

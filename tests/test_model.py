@@ -10,8 +10,8 @@ import tensorflow as tf
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
 from maskedgrad.model import MaskedFunctional
 from maskedgrad.testing import assert_same_bits
+from tests.devices import mirrored_strategy
 from tests.features import exported, needs
-from tests.properties.strategies import mirrored_strategy
 
 NUM_ROWS, WIDTH, IDS = 12, 3, [2, 7]
 FROZEN = np.setdiff1d(np.arange(NUM_ROWS), IDS)

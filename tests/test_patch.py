@@ -26,7 +26,7 @@ from maskedgrad.patch_file import checksum, write_whole
 from maskedgrad.rows import Rows
 from maskedgrad.table_patch import CHUNK_BYTES, TablePatch, frozen_digest
 from maskedgrad.testing import assert_same_bits, bits, tables
-from tests.properties.strategies import mirrored_strategy
+from tests.devices import mirrored_strategy
 
 NUM_ROWS, WIDTH = 40, 3
 PATH = "words/embeddings"

@@ -27,8 +27,8 @@ from maskedgrad.testing import (
     optimizers,
     row_sets,
 )
+from tests.devices import mirrored_strategy
 from tests.features import needs
-from tests.properties.strategies import mirrored_strategy
 
 NUM_ROWS, IDS = 8, [6, 7]
 VALUES = np.random.default_rng(0).normal(size=(NUM_ROWS, 3)).astype("float32")

@@ -21,7 +21,7 @@ from tests.compatibility.helpers import (
     pooled_model,
 )
 from tests.compatibility.table import works
-from tests.properties.strategies import mirrored_strategy
+from tests.devices import mirrored_strategy
 
 
 def train(model_class, scaler="none", scope=None, batch_size=4, **compile_options):

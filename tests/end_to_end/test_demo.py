@@ -95,36 +95,39 @@ def test_the_two_layer_recipe_is_of_the_last_rows():
         recipes.two_layers(np.zeros((4, 2)), [0, 3], keras.layers.Flatten(), "adam")
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_only_maskedgrad_trains_symbols_and_leaves_every_other_row_its_bits(
-    workers, tmp_path, capfd
-):
+@pytest.fixture
+def vectors(tmp_path):
     random = np.random.default_rng(0)
     words = ["the", "of", "to", "and", "in", "is", "a", "for", "be", "this", "that", "return"]
-    vectors = _write_vectors(
-        tmp_path / "vectors.txt", {word: random.normal(size=8) for word in words}, header=True
-    )
+    rows = {word: random.normal(size=8) for word in words}
+    return _write_vectors(tmp_path / "vectors.txt", rows, header=True)
+
+
+def test_without_json_the_figure_is_all_that_is_written(vectors, tmp_path):
+    image = tmp_path / "figure.png"
+    paths = ["--vectors", str(vectors), "--figure", str(image)]
+    assert main(["demo", *paths, "--seeds", "1", "--epochs", "1"]) == 0
+    assert set(tmp_path.iterdir()) == {vectors, image}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_only_maskedgrad_trains_symbols_and_leaves_every_other_row_its_bits(
+    workers, vectors, tmp_path, capfd
+):
     image, numbers = tmp_path / "figure.png", tmp_path / "numbers.json"
 
-    paths = ["--vectors", str(vectors), "--figure", str(image)]
-    if workers == "1":
-        paths += ["--json", str(numbers)]
+    paths = ["--vectors", str(vectors), "--figure", str(image), "--json", str(numbers)]
     status = main(["demo", *paths, "--seeds", "1", "--epochs", "1", "--workers", workers])
 
     assert status == 0
     assert image.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    ways = json.loads(numbers.read_text(encoding="utf-8"))
+    assert list(ways) == demo.WAYS
     printed = " ".join(capfd.readouterr().out.split())
     assert all(way in printed for way in demo.WAYS)
     assert printed.count("The figure is in") == 1
     assert "They do with: table frozen, maskedgrad." in printed
     assert f"Some change with: {', '.join(LEAKING)}." in printed
-    assert numbers.exists() == (workers == "1")
-    if numbers.exists():
-        assert_only_maskedgrad_trains_symbols(json.loads(numbers.read_text(encoding="utf-8")))
-
-
-def assert_only_maskedgrad_trains_symbols(ways):
-    assert list(ways) == demo.WAYS
     assert not any(ways["table frozen"]["symbol_distances"].values())
     for way in [*LEAKING, "maskedgrad"]:
         assert all(ways[way]["symbol_distances"][symbol] > 0 for symbol in prose.SPECIAL)

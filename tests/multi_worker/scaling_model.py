@@ -1,9 +1,9 @@
 """How long a training step takes on some workers: a model of bytes and latency.
 
 A step is what a worker computes, and then collectives one after the other, each in a
-ring: TensorFlow has no other algorithm for processors. Before each, workers wait for the
-last of them. All numbers are those of `fit`
-of a table, an average and a `Dense(1)`, with no metric beside the loss.
+ring: TensorFlow has no other algorithm for processors. Before each of them workers wait
+for the last. All numbers are those of `fit` of a table, an average and a `Dense(1)`,
+with no metric beside the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,7 +117,7 @@ def step_seconds(
     links: Mapping[str, Link],
     waiting: float,
 ) -> float:
-    """The time of a step: computing, and then each collective, for which others are waited.
+    """The time of a step: computing, and then each collective, after a wait for the last worker.
 
     Example:
 

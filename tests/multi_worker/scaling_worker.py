@@ -4,8 +4,9 @@
 
 Prints seconds as JSON. Every turn measures everything once, so that a noisy machine
 hurts all alike: steps of `fit` with the other workers, steps without them while they do
-the same, each for itself, and bare collectives. A worker that has no others also takes
-some steps with a larger table.
+the same, each for itself, both of these once more where there is next to nothing to
+compute, and bare collectives. A worker that has no others also takes some steps with a
+larger table.
 """
 
 import inspect
@@ -185,22 +186,6 @@ def cases(task):
     return [*((way, 1) for way in WAYS), (GATHERED, COPIES[task])]
 
 
-def added_by_strategy(strategy, turns, steps):
-    """Seconds that a strategy adds to a step, seen where there is next to nothing else."""
-    data = batches(NEXT_TO_NOTHING, steps)
-    shared = strategy.distribute_datasets_from_function(lambda context: data)
-    alone = compiled(NEXT_TO_NOTHING, DENSE)
-    with strategy.scope():
-        distributed = compiled(NEXT_TO_NOTHING, DENSE)
-    added = []
-    for _ in range(turns + 1):
-        meet(strategy)
-        without = of_slowest(strategy, step_times(alone, data))
-        meet(strategy)
-        added.append(median(step_times(distributed, shared)) - median(without))
-    return max(0.0, median(added[1:]))
-
-
 def computing(task, alone):
     """By way, seconds of a step alone, and what the slices of a further worker add to it."""
     copies = COPIES[task]
@@ -216,16 +201,20 @@ def medians(turns):
 def main(turns, steps):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     workers = strategy.num_replicas_in_sync
-    data = batches(MEASURED, steps)
+    data, nearly_none = batches(MEASURED, steps), batches(NEXT_TO_NOTHING, steps)
     shared = strategy.distribute_datasets_from_function(lambda context: data)
+    nearly_none_shared = strategy.distribute_datasets_from_function(lambda context: nearly_none)
     models_alone = {case: compiled(MEASURED, *case) for case in cases(MEASURED)}
+    small_alone = compiled(NEXT_TO_NOTHING, DENSE)
     with strategy.scope():
         models = {way: compiled(MEASURED, way) for way in WAYS}
+        small = compiled(NEXT_TO_NOTHING, DENSE)
     bare = {
         collective: chained(collective, workers, key)
         for key, collective in enumerate(BARE if workers > 1 else ())
     }
     alone_times, times, bare_times = (defaultdict(list) for _ in range(3))
+    added = []
     for _ in range(turns + 1):
         for case, model in models_alone.items():
             meet(strategy)
@@ -233,6 +222,10 @@ def main(turns, steps):
         for way, model in models.items():
             meet(strategy)
             times[way].append(step_times(model, shared))
+        meet(strategy)
+        without = of_slowest(strategy, step_times(small_alone, nearly_none))
+        meet(strategy)
+        added.append(median(step_times(small, nearly_none_shared)) - median(without))
         for collective, seconds in bare.items():
             meet(strategy)
             bare_times[collective].append([seconds() for _ in range(CALLS)])
@@ -240,7 +233,7 @@ def main(turns, steps):
         "compute": computing(MEASURED, medians(alone_times)),
         "steps": medians(times),
         "bare": [[*collective, seconds] for collective, seconds in medians(bare_times).items()],
-        "strategy": added_by_strategy(strategy, turns, steps),
+        "added": median(added[1:]),
     }
     if workers > 1:
         for way, model in models.items():

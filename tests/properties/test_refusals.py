@@ -19,17 +19,17 @@ from maskedgrad.testing import assert_same_bits, bits
 from tests.properties import nonsense
 from tests.properties.strategies import cheap
 
-# A law has one model for all of its examples: each leaves it as it was, or as a twin.
-ONE_MODEL = [*settings().suppress_health_check, HealthCheck.function_scoped_fixture]
-several = settings(max_examples=3 * settings().max_examples, suppress_health_check=ONE_MODEL)
-many = settings(cheap, suppress_health_check=ONE_MODEL)
+# One model serves all examples of a law, since it takes longer to make than an example.
+SHARED = [*settings().suppress_health_check, HealthCheck.function_scoped_fixture]
+several = settings(max_examples=3 * settings().max_examples, suppress_health_check=SHARED)
+many = settings(cheap, suppress_health_check=SHARED)
 
 DOCUMENTED = (TypeError, ValueError)
 ROWS = {"words/embeddings": [1, 2], "tags/embeddings": [0, 3]}
 BATCH = np.array([[0, 1, 4], [2, 3, 0]]), np.ones((2, 1), "float32")
 
 
-def make_model(**kwargs) -> MaskedModel:
+def make_model() -> MaskedModel:
     """A model of two tables, of 5 and 4 rows, and a layer of two variables; trained once."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((3,), dtype="int32")
@@ -37,7 +37,7 @@ def make_model(**kwargs) -> MaskedModel:
     tags = keras.layers.Embedding(4, 2, name="tags")(inputs % 4)
     flat = keras.layers.Flatten()(words + tags)
     model = MaskedModel(inputs, keras.layers.Dense(1, name="head")(flat), name="model")
-    model.compile("adamw", loss="mse", trainable_rows=ROWS, **kwargs)
+    model.compile("adamw", loss="mse", trainable_rows=ROWS)
     model.train_on_batch(*BATCH)
     return model
 
@@ -108,7 +108,7 @@ def untouched_if_refused(model):
 
 @several
 @given(data=st.data())
-def test_set_trainable_rows(model, twin, data):
+def test_rows_are_changed_as_numpy_selects_them_or_nothing_is(model, twin, data):
     make_rows = data.draw(mappings(model, nonsense.rows()))
     with untouched_if_refused(model) as refused:
         given_rows = make_rows()
@@ -124,7 +124,7 @@ def test_set_trainable_rows(model, twin, data):
 
 @several
 @given(data=st.data(), makes=st.booleans())
-def test_compile(model, twin, data, makes):
+def test_a_model_is_compiled_with_what_numpy_selects_or_left_as_it_was(model, twin, data, makes):
     make_rows = data.draw(mappings(model, nonsense.rows()))
     inner = keras.optimizers.AdamW(0.1)
     with untouched_if_refused(model) as refused:
@@ -151,7 +151,7 @@ def test_compile(model, twin, data, makes):
 
 @several
 @given(data=st.data())
-def test_a_new_optimizer_and_its_build(model, twin, data):
+def test_an_optimizer_is_built_for_what_numpy_selects_or_not_at_all(model, twin, data):
     variables, twins = model.trainable_variables, twin.trainable_variables
     gradients = [tf.ones(variable.shape) for variable in variables]
     make_rows = data.draw(mappings(model, nonsense.rows()))
@@ -178,8 +178,8 @@ def test_a_new_optimizer_and_its_build(model, twin, data):
         assert_same_bits(variable.numpy(), value, variable.path)
     optimizer.apply(gradients, variables)
     MaskedOptimizer(keras.optimizers.AdamW(0.1), trainable_rows).apply(gradients, twins)
-    for variable, expected in zip(variables, twins, strict=True):
-        assert_same_bits(variable.numpy(), expected.numpy(), variable.path)
+    for variable, other in zip(variables, twins, strict=True):
+        assert_same_bits(variable.numpy(), other.numpy(), variable.path)
 
 
 def learning_rates() -> st.SearchStrategy:
@@ -217,7 +217,7 @@ def multipliers(row_learning_rates, variables) -> dict[str, np.ndarray]:
 
 @several
 @given(data=st.data())
-def test_row_learning_rates(model, data):
+def test_rows_move_by_the_multipliers_that_numpy_makes_or_none_does(model, data):
     variables = model.trainable_variables
     gradients = [-tf.ones(variable.shape) for variable in variables]
     all_rows = {"words/embeddings": slice(None), "tags/embeddings": slice(None)}
@@ -246,7 +246,7 @@ def test_row_learning_rates(model, data):
 
 @many
 @given(data=st.data())
-def test_mask_gradients(model, data):
+def test_gradients_keep_what_numpy_selects_or_none_is_masked(model, data):
     variables = model.trainable_variables
     gradients = [tf.ones(variable.shape) for variable in variables]
     make_rows = data.draw(mappings(model, nonsense.rows()))
