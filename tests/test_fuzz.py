@@ -584,15 +584,6 @@ def test_what_a_header_claims_is_not_allocated(folder, num_rows):
     refused(lambda: RowPatch.load(folder / "patch"), ValueError, "safetensors")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["0:1000000000000", "0:9,1000000000:1000000000000", "5:1", "3,2", "1,1", "-2:1", "9" * 30],
-)
-def test_the_text_of_rows_is_ascending_ids_that_fit_in_memory(text):
-    refused(lambda: Rows.from_config({"rows": text, "num_rows": 10**12}), ValueError, "ascending")
-    refused(lambda: decode_trainable_rows({PATH: {"rows": text}}), ValueError, "ascending")
-
-
 def test_rows_that_a_config_makes_up_are_not_allocated():
     refused(
         lambda: Rows.from_config({"rows": "0:1000000000", "num_rows": 9}), ValueError, "below 9"
@@ -603,20 +594,6 @@ def test_rows_that_a_config_makes_up_are_not_allocated():
             Rows.from_config(many)
     (rows,) = decode_trainable_rows({PATH: {"rows": "0:2147483647"}}).values()
     refused(lambda: Rows(rows, 9), ValueError, "below 9")
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"rows": "1:2"}, "rows and num_rows"),
-        ({"rows": 1, "num_rows": 3}, "text such as"),
-        (["rows"], "must be a mapping"),
-        ({"rows": "1::", "num_rows": 3}, "ascending"),
-    ],
-)
-def test_a_config_of_rows_that_lacks_something(config, message):
-    with pytest.raises(ValueError, match=message):
-        Rows.from_config(config)
 
 
 @pytest.mark.parametrize(

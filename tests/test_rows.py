@@ -84,11 +84,12 @@ def test_a_config_gives_the_same_rows(ids):
     assert Rows.from_config(Rows(ids, 30).get_config()) == Rows(ids, 30)
 
 
+ranges = st.builds(range, st.integers(0, 30), st.integers(0, 30), st.sampled_from([1, 2, -1, -3]))
 masks = id_lists.map(lambda ids: np.isin(np.arange(30), ids))
 
 
 @cheap
-@given(rows=st.one_of(id_lists, slices, masks, id_lists.map(lambda ids: Rows(ids, 30))))
+@given(rows=st.one_of(id_lists, slices, ranges, masks, id_lists.map(lambda ids: Rows(ids, 30))))
 def test_unresolved_rows_survive_a_config(rows):
     target, decoded = next(iter(decode_trainable_rows(encode_trainable_rows({"a": rows})).items()))
     assert target == "a"
@@ -176,6 +177,13 @@ def test_rows_cannot_be_changed():
         ([2**63 + 1], ValueError, "above"),
         (np.array([1, 2], "timedelta64[s]"), TypeError, "integers"),
         (range(-1, 3), ValueError, "negative"),
+        (
+            np.array([1, 2**63 - 1, 2**63], "uint64"),
+            ValueError,
+            r"above.*array\(\[9223372036854775808\]",
+        ),
+        ([2**63 - 1], ValueError, "below 10"),
+        (range(5, 11), ValueError, "below 10"),
         (range(2**40), ValueError, "below 10"),
         (range(10**30, 0, -1), ValueError, "below 10"),
         (slice(1.5, None), TypeError, "whole numbers"),
@@ -188,10 +196,42 @@ def test_rows_that_mean_nothing_are_refused(rows, error, message):
         Rows(rows, 10)
 
 
-@pytest.mark.parametrize("text", ["a::", "1:2:3.5", "3:1", "2,1", "-1", "1,", "1:2:3,4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a::", "1:2:.5", "1:2:3:4", "1:2:3,4"),
+        *("3:1", "3:3", "2,1", "1,1", "-2:1", "1,", "1:3,5:9,7"),
+        *(f"0:{2**31}", "0:1000000000000", "0:9,1000000000:1000000000000", "9" * 30),
+    ],
+)
 def test_a_text_that_means_nothing_is_refused(text):
     with pytest.raises(ValueError, match="must be ascending ids and runs of them"):
         decode_rows({"rows": text})
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ([], ValueError, "a mapping that has rows and num_rows"),
+        ("rows", ValueError, "a mapping that has rows and num_rows"),
+        ({"rows": "1"}, ValueError, "a mapping that has rows and num_rows"),
+        ({"num_rows": 10}, ValueError, "a mapping that has rows and num_rows"),
+        ({"rows": [1], "num_rows": 10}, ValueError, "rows as text"),
+        ({"rows": "1", "num_rows": "10"}, TypeError, "`num_rows` must be an int"),
+        ({"rows": "1,10", "num_rows": 10}, ValueError, "below 10, .* Received: '1,10'"),
+        ({"rows": "1::", "num_rows": 10}, ValueError, "ascending"),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused(config, error, message):
+    with pytest.raises(error, match=message):
+        Rows.from_config(config)
+    with pytest.raises(ValueError, match="a mapping that has rows, and"):
+        decode_rows({"num_rows": 10})
+
+
+def test_runs_may_touch_and_name_as_many_rows_as_any_table_has():
+    assert Rows.from_config({"rows": "1:3,3:5", "num_rows": 10}) == Rows(range(1, 5), 10)
+    assert decode_rows({"rows": f"0:{2**31 - 1}"}) == range(2**31 - 1)
 
 
 @pytest.mark.parametrize("rows", [range(1, 10**30, 10**31), range(1, 0, -(10**30))])
