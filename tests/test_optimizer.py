@@ -247,6 +247,7 @@ def test_rows_are_counted_as_chosen_by_build_and_by_each_change():
     assert [*counts, optimizer.num_row_changes] == [0, 1, 2, 3]
 
 
+@needs("optimizers.MultiOptimizer")
 def test_the_optimizers_of_an_inner_one_are_told():
     inner = keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD())
     layer = built_layer()
