@@ -146,14 +146,14 @@ def write_whole(path: FilePath, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename lasts once its folder is on the disk.
-    if os.name != "posix":  # pragma: no cover - Windows, which cannot open a folder
+def sync(path: Path) -> None:
+    """Returns once a file is on the disk; or a folder, so that a rename in it lasts."""
+    if os.name != "posix":  # pragma: no cover - Windows, which flushes nothing opened to be read
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

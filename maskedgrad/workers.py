@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.rows import Rows, encode_rows
+from maskedgrad.rows import Rows
 from maskedgrad.table_patch import frozen_digest
 from maskedgrad.targets import Target
 from maskedgrad.version import __version__
@@ -115,7 +115,7 @@ def facts_about(targets: Iterable[Target]) -> dict[str, str]:
         path, no_row = variable.path, Rows([], variable.shape[0])
         facts |= {
             f"the shape and dtype of {path!r}": f"{tuple(variable.shape)} {variable.dtype}",
-            f"the rows of {path!r} that train": f"{encode_rows(rows)['rows']} of axis {axis}",
+            f"the rows of {path!r} that train": f"{rows.get_config()['rows']} of axis {axis}",
             f"the learning rates of rows of {path!r}": str(
                 None if learning_rates is None else learning_rates.tolist()
             ),

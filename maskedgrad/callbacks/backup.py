@@ -1,13 +1,13 @@
 """`BackupAndRestore`: a backup of training that survives being killed."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import keras
 
+from maskedgrad.patch_file import FilePath, sync
 from maskedgrad.workers import difference, is_chief, spans_workers
 
 
@@ -43,7 +43,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     ...                   callbacks=[callbacks.BackupAndRestore(folder)])
     """
 
-    def __init__(self, backup_dir: str | os.PathLike):
+    def __init__(self, backup_dir: FilePath):
         super().__init__()
         self._path = Path(backup_dir) / "latest.weights.h5"
 
@@ -75,9 +75,9 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.model.save_weights(beside, overwrite=True)
         with h5py.File(beside, "a") as backup:
             backup.attrs["epoch"] = epoch + 1
-        _flush(beside)
+        sync(beside)
         beside.replace(self._path)
-        _flush(self._path.parent)
+        sync(self._path.parent)
 
     def on_train_end(self, logs=None):
         """Called by Keras."""
@@ -111,11 +111,3 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"All workers must see one backup. Received: {seen}. "
                 "Keep it in a folder that they share."
             )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
