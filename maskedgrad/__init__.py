@@ -1,19 +1,19 @@
 """Train some rows of a pretrained table in Keras; every other row keeps its bits."""
 
 from maskedgrad import callbacks
-from maskedgrad.extension import extend
-from maskedgrad.gradients import mask_gradients
-from maskedgrad.merging import merge_two_tables
+from maskedgrad.counting import summary
+from maskedgrad.masking.gradients import mask_gradients
+from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.masking.targets import AlongAxis
 from maskedgrad.model import MaskedModel, MaskedTrainStep
-from maskedgrad.optimizer import MaskedOptimizer
-from maskedgrad.patch import RowPatch
-from maskedgrad.pretrained import pretrained_embedding
-from maskedgrad.rows import Rows
-from maskedgrad.summary import summary
-from maskedgrad.targets import AlongAxis
-from maskedgrad.vectors import load_vectors
+from maskedgrad.patches.patch import RowPatch
+from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.vocabulary import row_ids
+from maskedgrad.vectors.extension import extend
+from maskedgrad.vectors.loading import load_vectors
+from maskedgrad.vectors.merging import merge_two_tables
+from maskedgrad.vectors.pretrained import pretrained_embedding
 from maskedgrad.version import __version__
-from maskedgrad.vocabulary import row_ids
 
 __all__ = [
     "AlongAxis",

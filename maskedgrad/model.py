@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from maskedgrad.multi_worker import MultiWorkerSteps, returned
-from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.summary import print_summary
+from maskedgrad.counting import print_summary
+from maskedgrad.distribute.steps import MultiWorkerSteps, returned
+from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
 
 
 class MaskedTrainStep(MultiWorkerSteps):

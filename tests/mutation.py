@@ -2,7 +2,7 @@
 
     pip install ".[test]" cosmic-ray
     python -m tests.mutation                       # the files that training and patches go through
-    python -m tests.mutation maskedgrad/rows.py    # some of them
+    python -m tests.mutation maskedgrad/rows/rows.py    # some of them
 
 Breaks one file at a time in one place at a time, runs the tests of that file,
 first those that run the broken line, and prints for each file how many mutants
@@ -50,18 +50,18 @@ SECONDS_PER_MUTANT = 900  # for what waits for ever
 
 # The tests of each file.
 TESTS = {
-    "maskedgrad/rows.py": [
+    "maskedgrad/rows/rows.py": [
         "tests/test_rows.py",
         "tests/test_fuzz.py::test_rows_that_a_config_makes_up_are_not_allocated",
     ],
-    "maskedgrad/row_text.py": ["tests/test_rows.py"],
+    "maskedgrad/rows/text.py": ["tests/test_rows.py"],
     "maskedgrad/messages.py": ["tests/test_rows.py"],
-    "maskedgrad/gradients.py": [
+    "maskedgrad/masking/gradients.py": [
         "tests/test_gradients.py",
         "tests/test_along_axis.py::test_gradients_are_masked_along_any_axis",
         "tests/test_along_axis.py::test_rows_along_any_axis_train_as_if_alone[SGD]",
     ],
-    "maskedgrad/optimizer.py": [
+    "maskedgrad/masking/optimizer.py": [
         "tests/test_optimizer.py",
         "tests/properties/test_row_changes.py",
         "tests/properties/test_row_learning_rates.py::test_final_values_are_set_whole",
@@ -84,7 +84,7 @@ TESTS = {
             " or eager and functional or graph-inf-outside",
         ),
     ],
-    "maskedgrad/patch.py": [
+    "maskedgrad/patches/patch.py": [
         "tests/test_patch.py",
         "tests/test_along_axis.py::test_a_row_patch_holds_rows_of_the_first_axis_only",
         # These compare times, or take theirs over what the other files of the patch do.

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
-from maskedgrad.extension import extend
-from maskedgrad.merging import merge_two_tables
 from maskedgrad.testing import bits
+from maskedgrad.vectors.extension import extend
+from maskedgrad.vectors.merging import merge_two_tables
 from tests.features import feature
 
 V, D = 7, 3

@@ -33,14 +33,14 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import save
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows, callbacks, load_vectors
+from maskedgrad.cli.saved_tables import matrix_file
 from maskedgrad.cli.verify import compare_files
-from maskedgrad.interchange import read_adapter, write_adapter
-from maskedgrad.patch import RowPatch
-from maskedgrad.patch_file import write_patch_file
-from maskedgrad.rates import decode_row_learning_rates
-from maskedgrad.saved_tables import matrix_file
-from maskedgrad.table_patch import TablePatch
-from maskedgrad.targets import decode_trainable_rows
+from maskedgrad.masking.multipliers import decode_row_learning_rates
+from maskedgrad.masking.targets import decode_trainable_rows
+from maskedgrad.patches.file import write_patch_file
+from maskedgrad.patches.patch import RowPatch
+from maskedgrad.patches.peft import read_adapter, write_adapter
+from maskedgrad.patches.table import TablePatch
 from maskedgrad.testing import assert_same_bits
 
 PATH = "words/embeddings"

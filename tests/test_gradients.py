@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import Rows, mask_gradients
-from maskedgrad.gradients import compact_gradient
+from maskedgrad.masking.gradients import compact_gradient
 from maskedgrad.testing import TABLE_PATH, assert_same_bits, gradients_of, tables
 from tests.properties.strategies import cheap
 

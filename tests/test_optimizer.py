@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from maskedgrad import MaskedOptimizer, Rows
-from maskedgrad.optimizer import masked_optimizer_in
+from maskedgrad.masking.optimizer import masked_optimizer_in
 from maskedgrad.testing import assert_same_bits
 from tests.features import needs
 

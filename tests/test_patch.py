@@ -21,10 +21,10 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save
 
 from maskedgrad import MaskedModel
-from maskedgrad.patch import RowPatch
-from maskedgrad.patch_file import checksum, write_whole
-from maskedgrad.rows import Rows
-from maskedgrad.table_patch import CHUNK_BYTES, TablePatch, frozen_digest
+from maskedgrad.patches.file import checksum, write_whole
+from maskedgrad.patches.patch import RowPatch
+from maskedgrad.patches.table import CHUNK_BYTES, TablePatch, frozen_digest
+from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import assert_same_bits, bits, tables
 from tests.devices import mirrored_strategy
 

@@ -11,8 +11,8 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save_file
 
 from maskedgrad import MaskedModel
-from maskedgrad.interchange import read_adapter, write_adapter
-from maskedgrad.patch import RowPatch
+from maskedgrad.patches.patch import RowPatch
+from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.testing import assert_same_bits
 
 NUM_ROWS, WIDTH, IDS = 30, 4, [3, 17, 29]

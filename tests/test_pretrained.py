@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, pretrained
-from maskedgrad.pretrained import pretrained_embedding
 from maskedgrad.testing import assert_same_bits, bits
+from maskedgrad.vectors.pretrained import pretrained_embedding
 
 
 def random_matrix(num_rows=7, width=3, dtype="float32"):
@@ -101,7 +101,7 @@ import sys
 from pathlib import Path
 import keras, numpy as np
 from maskedgrad import MaskedModel
-from maskedgrad.pretrained import pretrained_embedding
+from maskedgrad.vectors.pretrained import pretrained_embedding
 
 def status(field):
     lines = Path("/proc/self/status").read_text().splitlines()

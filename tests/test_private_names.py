@@ -23,7 +23,8 @@ import pytest
 import tensorflow as tf
 
 import maskedgrad
-from maskedgrad import MaskedOptimizer, plan, slots
+from maskedgrad import MaskedOptimizer
+from maskedgrad.masking import masking, state
 from tests.devices import mirrored_strategy
 
 PACKAGE = Path(maskedgrad.__file__).parent
@@ -38,33 +39,45 @@ class Name(NamedTuple):
 
 
 NAMES = [
-    Name("__internal__", "plan.py", "tables are written once for all replicas of a step"),
-    Name("_exclude_from_weight_decay", "slots.py", "an optimizer does not say what it excludes"),
+    Name(
+        "__internal__", "masking/masking.py", "tables are written once for all replicas of a step"
+    ),
+    Name(
+        "_exclude_from_weight_decay",
+        "masking/state.py",
+        "an optimizer does not say what it excludes",
+    ),
     Name(
         "_exclude_from_weight_decay_pattern",
-        "slots.py",
+        "masking/state.py",
         "an optimizer does not say what it excludes by name",
     ),
-    Name("_inbound_nodes", "extension.py", "what an operation is called with, constants too"),
+    Name(
+        "_inbound_nodes", "vectors/extension.py", "what an operation is called with, constants too"
+    ),
     Name("_initial_epoch", "callbacks/backup.py", "a callback says which epoch `fit` starts from"),
     Name(
         "_maybe_symbolic_build",
-        "multi_worker.py",
+        "distribute/steps.py",
         "what `fit` builds a model with stops where workers are several",
     ),
     Name(
         "_model_variables_moving_average",
-        "slots.py",
+        "masking/state.py",
         "averages start in the first step only, and rows may join later",
     ),
-    Name("_trainable_variables", "slots.py", "which variable an average is of"),
-    Name("_word2vec_read_binary", "vector_sources.py", "the public loader keeps every word"),
-    Name("_word2vec_read_text", "vector_sources.py", "the public loader keeps every word"),
+    Name("_trainable_variables", "masking/state.py", "which variable an average is of"),
+    Name("_word2vec_read_binary", "vectors/sources.py", "the public loader keeps every word"),
+    Name("_word2vec_read_text", "vectors/sources.py", "the public loader keeps every word"),
     # Without an underscore, and without a word in the documentation:
-    Name("handle", "compact.py", "a replica's own part of a table, which is read by rows"),
-    Name("is_initialized", "optimizer.py", "a first trace makes variables that hold nothing yet"),
-    Name("one_step_on_data", "plan.py", "whether it is Keras that traces a step"),
-    Name("sparse_read", "compact.py", "`tf.gather` reads rows by it, of what has it"),
+    Name("handle", "masking/compact.py", "a replica's own part of a table, which is read by rows"),
+    Name(
+        "is_initialized",
+        "masking/optimizer.py",
+        "a first trace makes variables that hold nothing yet",
+    ),
+    Name("one_step_on_data", "masking/masking.py", "whether it is Keras that traces a step"),
+    Name("sparse_read", "masking/compact.py", "`tf.gather` reads rows by it, of what has it"),
 ]
 GUARDS: dict[str, Callable] = {}
 
@@ -135,7 +148,7 @@ def test_what_an_optimizer_excludes_from_weight_decay_can_be_handed_on(by_name):
     assert (decays.numpy() != 1).all()
     assert (stays.numpy() == 1).all()
     # The clone that trains after rows have changed is told by the same names.
-    clone = slots.clone_optimizer(source)
+    clone = state.clone_optimizer(source)
     clone.apply([tf.zeros((3, 2))], [stays])
     assert (stays.numpy() == 1).all()
 
@@ -202,7 +215,7 @@ def test_only_averages_that_an_optimizer_keeps_are_found():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True)
     optimizer.build([scale, table])
     kept = [each is not None for each in of(optimizer, "_model_variables_moving_average")]
-    found = {id(each) for each, _ in slots.moving_averages(optimizer)}
+    found = {id(each) for each, _ in state.moving_averages(optimizer)}
     assert [id(scale) in found, id(table) in found] == kept
 
 
@@ -247,7 +260,7 @@ def test_a_variable_that_a_first_trace_makes_says_that_it_holds_nothing():
     def step():
         if not made:
             made.append(tf.Variable(1.0))
-        plan.outside_of_graphs(lambda: seen.append(bool(of(made[0], "is_initialized")())))
+        masking.outside_of_graphs(lambda: seen.append(bool(of(made[0], "is_initialized")())))
         return made[0].read_value()
 
     assert step() == 1
@@ -263,8 +276,8 @@ def test_keras_names_the_function_in_which_it_traces_a_step():
 
     model = small_model(Looks)
     model.fit(*BATCH, verbose=0)
-    assert model.graph == plan._KERAS_TRACES == "one_step_on_data", (
-        "`trace_again` of maskedgrad/plan.py does nothing if Keras calls it otherwise"
+    assert model.graph == masking._KERAS_TRACES == "one_step_on_data", (
+        "`trace_again` of maskedgrad/masking/masking.py does nothing if Keras calls it otherwise"
     )
 
 

@@ -7,14 +7,14 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad.messages import shorten
-from maskedgrad.rows import Rows, decode_rows
-from maskedgrad.targets import (
+from maskedgrad.masking.targets import (
     SavedTarget,
     decode_trainable_rows,
     encode_trainable_rows,
     resolve_targets,
 )
+from maskedgrad.messages import shorten
+from maskedgrad.rows.rows import Rows, decode_rows
 from tests.properties.nonsense import nested
 from tests.properties.strategies import cheap
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, MaskedTrainStep
-from maskedgrad.optimizer import masked_optimizer_in
-from maskedgrad.summary import count_parameters, readable_bytes, summary
+from maskedgrad.counting import count_parameters, readable_bytes, summary
+from maskedgrad.masking.optimizer import masked_optimizer_in
 from maskedgrad.testing import bits, optimizer_classes
 
 X = np.arange(12).reshape(4, 3)

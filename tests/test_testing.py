@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import maskedgrad
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows
-from maskedgrad.compact import MaskedTable
+from maskedgrad.masking.compact import MaskedTable
 from maskedgrad.testing import (
     Walk,
     assert_trains_like_compact,

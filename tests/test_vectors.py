@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskedgrad import vector_sources
+from maskedgrad.rows.vocabulary import ids_by_word, row_ids
 from maskedgrad.testing import bits
-from maskedgrad.vectors import load_vectors
-from maskedgrad.vocabulary import ids_by_word, row_ids
+from maskedgrad.vectors.loading import load_vectors
 
 GLOVE, TEXT, BINARY, C_BINARY = "glove", "text", "binary", "c binary"
 many = settings(max_examples=8 * settings.default.max_examples)
@@ -453,7 +453,7 @@ NUM_LINES, WIDTH = 400_000, 25
 MEASURE = """
 import resource, sys, time
 from gensim.models import KeyedVectors
-from maskedgrad.vectors import load_vectors
+from maskedgrad.vectors.loading import load_vectors
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

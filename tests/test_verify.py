@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer
 from maskedgrad.cli import main, verify
-from maskedgrad.rows import Rows
-from maskedgrad.saved_tables import SavedTable, open_tables
+from maskedgrad.cli.saved_tables import SavedTable, open_tables
+from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import bits
 
 NUM_ROWS, WIDTH, IDS = 30, 4, [2, 7, 29]

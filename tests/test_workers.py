@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
-from maskedgrad.workers import _from_difference, worker_index
+from maskedgrad.distribute.workers import _from_difference, worker_index
 
 
 @pytest.mark.parametrize(

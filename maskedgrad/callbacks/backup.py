@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import keras
 
-from maskedgrad.patch_file import FilePath, sync
-from maskedgrad.workers import difference, is_chief, spans_workers
+from maskedgrad.distribute.workers import difference, is_chief, spans_workers
+from maskedgrad.patches.file import FilePath, sync
 
 
 class BackupAndRestore(keras.callbacks.Callback):

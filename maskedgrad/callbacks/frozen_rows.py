@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.callbacks.tables import FollowsRows, row_reader
-from maskedgrad.rows import Rows
-from maskedgrad.targets import Target
+from maskedgrad.masking.targets import Target
+from maskedgrad.rows.rows import Rows
 
 CHUNK_BYTES = 2**21
 

@@ -2,8 +2,8 @@
 
 import keras
 
-from maskedgrad.optimizer import MaskedOptimizer
-from maskedgrad.slots import moving_averages
+from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.masking.state import moving_averages
 
 
 class SwapEMAWeights(keras.callbacks.Callback):

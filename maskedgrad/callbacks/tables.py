@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.summary import masked_tables
-from maskedgrad.table_patch import strategy_of
-from maskedgrad.targets import Target
+from maskedgrad.counting import masked_tables
+from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.masking.targets import Target
+from maskedgrad.patches.table import strategy_of
 
 
 def masked_optimizer_of(callback: keras.callbacks.Callback) -> MaskedOptimizer:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskedgrad.callbacks.tables import FollowsRows, row_reader
-from maskedgrad.rows import Rows
-from maskedgrad.targets import Target
+from maskedgrad.masking.targets import Target
+from maskedgrad.rows.rows import Rows
 
 
 class TrainableRowsMonitor(FollowsRows):

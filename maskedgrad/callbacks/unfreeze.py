@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from maskedgrad.callbacks.tables import masked_optimizer_of
-from maskedgrad.rows import canonical
-from maskedgrad.summary import masked_tables
-from maskedgrad.targets import check_trainable_rows, describe, identities, listed
+from maskedgrad.counting import masked_tables
+from maskedgrad.masking.targets import check_trainable_rows, describe, identities, listed
+from maskedgrad.rows.rows import canonical
 
 
 class UnfreezeSchedule(keras.callbacks.Callback):

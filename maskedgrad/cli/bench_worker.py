@@ -25,8 +25,8 @@ from maskedgrad.cli.bench_work import (
     work,
 )
 from maskedgrad.cli.recipes import RECIPES, Recipe, StepTimes
-from maskedgrad.optimizer import MaskedOptimizer
-from maskedgrad.summary import state_bytes
+from maskedgrad.counting import state_bytes
+from maskedgrad.masking.optimizer import MaskedOptimizer
 
 
 def main(arguments: list[str]) -> int:

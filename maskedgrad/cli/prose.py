@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from maskedgrad.vectors import load_vectors
+from maskedgrad.vectors.loading import load_vectors
 
 PADDING, NAME, NUMBER, UNKNOWN = "<padding>", "<name>", "<number>", "<unknown>"
 SPECIAL = [NAME, NUMBER, UNKNOWN]

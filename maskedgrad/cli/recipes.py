@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.distribute.steps import MultiWorkerSteps, returned
+from maskedgrad.masking.optimizer import MaskedOptimizer
 from maskedgrad.model import MaskedModel
-from maskedgrad.multi_worker import MultiWorkerSteps, returned
-from maskedgrad.optimizer import MaskedOptimizer
-from maskedgrad.pretrained import pretrained_embedding
-from maskedgrad.rows import Rows
+from maskedgrad.rows.rows import Rows
+from maskedgrad.vectors.pretrained import pretrained_embedding
 
 Head = Callable[[Any], Any]
 Ids: TypeAlias = "Sequence[int] | np.ndarray"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maskedgrad.rows import Rows
-from maskedgrad.saved_tables import SavedTable, describe, matrix_file, open_tables
+from maskedgrad.cli.saved_tables import SavedTable, describe, matrix_file, open_tables
+from maskedgrad.rows.rows import Rows
 
 CHUNK_BYTES = 2**23
 NUM_SHOWN = 10
@@ -233,7 +233,7 @@ def _source(path: Path, vocabulary: Path | None) -> Iterator[tuple[list[SavedTab
 
 
 def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.ndarray]:
-    from maskedgrad.vectors import load_vectors
+    from maskedgrad.vectors.loading import load_vectors
 
     if vocabulary is None:
         raise ValueError(

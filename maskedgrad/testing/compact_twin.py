@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.gradients import Gradient
-from maskedgrad.optimizer import MaskedOptimizer
-from maskedgrad.targets import Target, resolve_targets
+from maskedgrad.masking.gradients import Gradient
+from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.masking.targets import Target, resolve_targets
 from maskedgrad.testing.bits import assert_same_bits
 
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.rows import Rows
-from maskedgrad.targets import Target
+from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.masking.targets import Target
+from maskedgrad.rows.rows import Rows
 from maskedgrad.testing.bits import bits
 from maskedgrad.testing.causes import likely_cause
 

@@ -12,10 +12,10 @@ import tensorflow as tf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from maskedgrad.masking.optimizer import masked_optimizer_in
+from maskedgrad.masking.targets import AlongAxis, Target
 from maskedgrad.model import MaskedTrainStep
-from maskedgrad.optimizer import masked_optimizer_in
-from maskedgrad.rows import Rows
-from maskedgrad.targets import AlongAxis, Target
+from maskedgrad.rows.rows import Rows
 from maskedgrad.testing.bits import assert_same_bits
 from maskedgrad.testing.frozen_rows import masked_targets, unchanged_outside_of
 

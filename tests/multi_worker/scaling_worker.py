@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from maskedgrad import MaskedModel, pretrained_embedding
 from maskedgrad.cli.recipes import StockModel
-from maskedgrad.workers import gathered, spans_workers
+from maskedgrad.distribute.workers import gathered, spans_workers
 from tests.multi_worker.scaling_model import (
     DENSE,
     GATHER,

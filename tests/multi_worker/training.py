@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep, callbacks
-from maskedgrad.workers import worker_index
+from maskedgrad.distribute.workers import worker_index
 
 NUM_ROWS, WIDTH, LENGTH, IDS = 20, 4, 5, [3, 7]
 BATCH_SIZE, EPOCHS = 8, 2

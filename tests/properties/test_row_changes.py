@@ -10,7 +10,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
-from maskedgrad.slots import RowAxis, row_axes
+from maskedgrad.masking.state import RowAxis, row_axes
 from maskedgrad.testing import (
     TABLE_PATH,
     Table,

@@ -8,9 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.messages import shorten
-from maskedgrad.rows import Rows, canonical
-from maskedgrad.targets import (
+from maskedgrad.masking.targets import (
     Target,
     check_trainable_rows,
     decode_trainable_rows,
@@ -18,6 +16,8 @@ from maskedgrad.targets import (
     encode_trainable_rows,
     resolve_targets,
 )
+from maskedgrad.messages import shorten
+from maskedgrad.rows.rows import Rows, canonical
 
 
 def check_row_learning_rates(row_learning_rates: Any) -> dict[Any, Any]:

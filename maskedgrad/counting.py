@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from maskedgrad.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.slots import row_axes
-from maskedgrad.targets import Target
+from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.masking.state import row_axes
+from maskedgrad.masking.targets import Target
 
 
 def summary(model: keras.Model, **options: Any) -> None:

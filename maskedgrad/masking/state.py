@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import MaskedTable, StandIn
+from maskedgrad.masking.compact import MaskedTable, StandIn
 
 
 class RowAxis(NamedTuple):

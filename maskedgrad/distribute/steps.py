@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from maskedgrad.workers import difference, is_chief, spans_workers
+from maskedgrad.distribute.workers import difference, is_chief, spans_workers
 
 if TYPE_CHECKING:
     from keras import Model as _Model

@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from maskedgrad.compact import MaskedTable, read_sparsely
-from maskedgrad.rates import with_learning_rates
-from maskedgrad.slots import nested_optimizers
-from maskedgrad.targets import SavedTarget, Target, resolve_targets
-from maskedgrad.workers import check_workers_agree, facts_about, spans_workers
+from maskedgrad.distribute.workers import check_workers_agree, facts_about, spans_workers
+from maskedgrad.masking.compact import MaskedTable, read_sparsely
+from maskedgrad.masking.multipliers import with_learning_rates
+from maskedgrad.masking.state import nested_optimizers
+from maskedgrad.masking.targets import SavedTarget, Target, resolve_targets
 
 
 class Plan:

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.rows import Rows
-from maskedgrad.table_patch import frozen_digest
-from maskedgrad.targets import Target
+from maskedgrad.masking.targets import Target
+from maskedgrad.patches.table import frozen_digest
+from maskedgrad.rows.rows import Rows
 from maskedgrad.version import __version__
 
 SHOWN = 60  # characters of what two workers do not agree on

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from maskedgrad.new_rows import CHUNK, check_initializer, first_values
-from maskedgrad.vector_sources import SourceVectors, read_source
-from maskedgrad.vocabulary import check_words, ids_by_word, sample
+from maskedgrad.rows.vocabulary import check_words, ids_by_word, sample
+from maskedgrad.vectors.initial_values import CHUNK, check_initializer, first_values
+from maskedgrad.vectors.sources import SourceVectors, read_source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from maskedgrad.rows import Rows
-from maskedgrad.targets import SavedTarget, decode_trainable_rows
+from maskedgrad.masking.targets import SavedTarget, decode_trainable_rows
+from maskedgrad.rows.rows import Rows
 
 WEIGHTS_FILE = "model.weights.h5"
 

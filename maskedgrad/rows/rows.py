@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from maskedgrad.messages import capitalized, shorten
-from maskedgrad.row_text import (
+from maskedgrad.rows.text import (
     ids_of_runs,
     ids_to_text,
     invalid_text,
@@ -14,7 +14,7 @@ from maskedgrad.row_text import (
     slice_from_text,
     slice_to_text,
 )
-from maskedgrad.vocabulary import ids_by_word, row_ids
+from maskedgrad.rows.vocabulary import ids_by_word, row_ids
 
 MAX_ID = np.iinfo(np.int64).max
 

@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from maskedgrad.masking.optimizer import masked_optimizer_in
+from maskedgrad.masking.targets import Target, resolve_targets
 from maskedgrad.messages import shorten
-from maskedgrad.optimizer import masked_optimizer_in
-from maskedgrad.patch_file import FilePath, checksum, read_patch_file, write_patch_file
-from maskedgrad.placement import AppliedRowPatch, Placement, revert
-from maskedgrad.rows import Rows
-from maskedgrad.table_patch import (
+from maskedgrad.patches.file import FilePath, checksum, read_patch_file, write_patch_file
+from maskedgrad.patches.placement import AppliedRowPatch, Placement, revert
+from maskedgrad.patches.table import (
     TablePatch,
     check_base,
     check_finite,
@@ -25,7 +25,7 @@ from maskedgrad.table_patch import (
     read_rows,
     variable_at,
 )
-from maskedgrad.targets import Target, resolve_targets
+from maskedgrad.rows.rows import Rows
 
 
 class RowPatch:

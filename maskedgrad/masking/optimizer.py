@@ -14,18 +14,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import read_sparsely, reads_sparsely
-from maskedgrad.gradients import Gradient
-from maskedgrad.messages import shorten
-from maskedgrad.plan import Plan, outside_of_graphs, trace_again
-from maskedgrad.rates import (
+from maskedgrad.masking.compact import read_sparsely, reads_sparsely
+from maskedgrad.masking.gradients import Gradient
+from maskedgrad.masking.masking import Plan, outside_of_graphs, trace_again
+from maskedgrad.masking.multipliers import (
     check_row_learning_rates,
     decode_row_learning_rates,
     encode_row_learning_rates,
 )
-from maskedgrad.rows import Rows
-from maskedgrad.slots import carry_over_state, clone_optimizer, nested_optimizers
-from maskedgrad.targets import (
+from maskedgrad.masking.state import carry_over_state, clone_optimizer, nested_optimizers
+from maskedgrad.masking.targets import (
     AlongAxis,
     Target,
     built_variables,
@@ -36,6 +34,8 @@ from maskedgrad.targets import (
     listed,
     resolve_targets,
 )
+from maskedgrad.messages import shorten
+from maskedgrad.rows.rows import Rows
 
 
 @keras.saving.register_keras_serializable(package="maskedgrad")

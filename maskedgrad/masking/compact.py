@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.gradients import Gradient, compact_gradient
-from maskedgrad.targets import Target
+from maskedgrad.masking.gradients import Gradient, compact_gradient
+from maskedgrad.masking.targets import Target
 
 
 class StandIn(keras.Variable):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskedgrad.extension import checked_table
+from maskedgrad.vectors.extension import checked_table
 
 
 def merge_two_tables(

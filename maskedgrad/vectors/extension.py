@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskedgrad.new_rows import check_initializer, first_values
-from maskedgrad.rows import Rows
-from maskedgrad.targets import describe
-from maskedgrad.vocabulary import check_words, sample
+from maskedgrad.masking.targets import describe
+from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.vocabulary import check_words, sample
+from maskedgrad.vectors.initial_values import check_initializer, first_values
 
 LOOKUPS = keras.layers.StringLookup, keras.layers.TextVectorization
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.rows import Rows
+from maskedgrad.rows.rows import Rows
 
 CHUNK_BYTES = 2**24
 

@@ -12,16 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.messages import shorten
-from maskedgrad.patch import RowPatch
-from maskedgrad.patch_file import FilePath, read_safetensors, to_safetensors, write_whole
-from maskedgrad.rows import MAX_ID, Rows
-from maskedgrad.table_patch import (
+from maskedgrad.patches.file import FilePath, read_safetensors, to_safetensors, write_whole
+from maskedgrad.patches.patch import RowPatch
+from maskedgrad.patches.table import (
     TablePatch,
     check_fits,
     frozen_digest,
     read_rows,
     variable_at,
 )
+from maskedgrad.rows.rows import MAX_ID, Rows
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"

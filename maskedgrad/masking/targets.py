@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from maskedgrad.messages import capitalized, shorten
-from maskedgrad.rows import Rows, canonical, decode_rows, encode_rows
+from maskedgrad.rows.rows import Rows, canonical, decode_rows, encode_rows
 
 
 @dataclasses.dataclass(frozen=True)

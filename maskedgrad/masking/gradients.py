@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from maskedgrad.targets import Target, resolve_targets
+from maskedgrad.masking.targets import Target, resolve_targets
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
 

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import read_sparsely, reads_sparsely
-from maskedgrad.rows import Rows
-from maskedgrad.table_patch import InPlace, TablePatch, patches_in, read_rows, strategy_of
+from maskedgrad.masking.compact import read_sparsely, reads_sparsely
+from maskedgrad.patches.table import InPlace, TablePatch, patches_in, read_rows, strategy_of
+from maskedgrad.rows.rows import Rows
 
 
 class Placement(NamedTuple):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.compact import read_sparsely
+from maskedgrad.masking.compact import read_sparsely
 
 CHUNK_BYTES = 1 << 24
 

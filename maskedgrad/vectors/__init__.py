@@ -1,0 +1,8 @@
+"""Between files of vectors, vocabularies and tables."""
+
+from maskedgrad.vectors.extension import extend
+from maskedgrad.vectors.loading import VectorReport, load_vectors
+from maskedgrad.vectors.merging import merge_two_tables
+from maskedgrad.vectors.pretrained import pretrained_embedding
+
+__all__ = ["VectorReport", "extend", "load_vectors", "merge_two_tables", "pretrained_embedding"]
