@@ -2,17 +2,11 @@
 
 from maskedgrad import callbacks
 from maskedgrad.counting import summary
-from maskedgrad.masking.gradients import mask_gradients
-from maskedgrad.masking.optimizer import MaskedOptimizer
-from maskedgrad.masking.targets import AlongAxis
+from maskedgrad.masking import MaskedOptimizer, mask_gradients
 from maskedgrad.model import MaskedModel, MaskedTrainStep
-from maskedgrad.patches.patch import RowPatch
-from maskedgrad.rows.rows import Rows
-from maskedgrad.rows.vocabulary import row_ids
-from maskedgrad.vectors.extension import extend
-from maskedgrad.vectors.loading import load_vectors
-from maskedgrad.vectors.merging import merge_two_tables
-from maskedgrad.vectors.pretrained import pretrained_embedding
+from maskedgrad.patches import RowPatch
+from maskedgrad.rows import AlongAxis, Rows, row_ids
+from maskedgrad.vectors import extend, load_vectors, merge_two_tables, pretrained_embedding
 from maskedgrad.version import __version__
 
 __all__ = [

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.masking.state import row_axes
-from maskedgrad.masking.targets import Target
+from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
+from maskedgrad.rows.targets import MaskedTable
 
 
 def summary(model: keras.Model, **options: Any) -> None:
@@ -87,9 +86,8 @@ class TableCount(NamedTuple):
 class OptimizerMemory(NamedTuple):
     """What an optimizer holds, in bytes.
 
-    - `state`: its variables.
-    - `masking`: what a `MaskedOptimizer` holds beside them: the compact
-      variables, and which rows train.
+    - `state`: its variables, without the ids of the rows that train.
+    - `masking`: what masking adds: the compact variables, and the ids.
     - `unmasked`: what `state` would be if every row trained.
     """
 
@@ -137,14 +135,13 @@ def count_parameters(model: keras.Model) -> ParameterCount:
     >>> count.optimizer.state  # two moments of four numbers, a counter and a learning rate
     44
     """
-    # First, since an optimizer that is asked for its variables finishes what loading began.
     memory = _optimizer_memory(model)
     trainable_weights = list(_unique(model.trainable_weights))
     total = _size([*trainable_weights, *_unique(model.non_trainable_weights)])
     train = {id(variable) for variable in trainable_weights}
-    targets = [target for target in masked_tables(model) if id(target.variable) in train]
-    tables = [_count_rows(target) for target in targets]
-    masked = {id(target.variable) for target in targets}
+    masked_here = [table for table in masked_tables(model) if id(table.variable) in train]
+    tables = [_count_rows(table) for table in masked_here]
+    masked = {id(table.variable) for table in masked_here}
     trainable = _sum(
         [
             _size(variable for variable in trainable_weights if id(variable) not in masked),
@@ -153,25 +150,6 @@ def count_parameters(model: keras.Model) -> ParameterCount:
     )
     frozen = Size(total.parameters - trainable.parameters, total.bytes - trainable.bytes)
     return ParameterCount(total, trainable, frozen, tables, memory)
-
-
-def masked_tables(model: keras.Model) -> list[Target]:
-    """The tables that the optimizer of a model masks, with the rows that train.
-
-    Returns:
-        A list of `Target`; empty where the optimizer masks nothing, and where
-        neither the model nor the optimizer is built.
-    """
-    optimizer = masked_optimizer_in(getattr(model, "optimizer", None))
-    if optimizer is None:
-        return []
-    if optimizer.built:
-        # Asked for `trainable_rows`, an optimizer that was loaded with state of other rows drops
-        # the state of those that do not train now. Who only looks must not make it do so.
-        return optimizer._plan.targets()
-    if not model.built:
-        return []
-    return optimizer._plan.resolve(optimizer.trainable_rows, model.trainable_variables)
 
 
 def state_bytes(optimizer: keras.optimizers.Optimizer) -> int:
@@ -202,11 +180,11 @@ def readable_bytes(num_bytes: float) -> str:
     return f"{num_bytes:.2f} PB"
 
 
-def _count_rows(target: Target) -> TableCount:
-    num_trainable, num_rows = len(target.rows), target.rows.num_rows
-    whole = _size([target.variable])
+def _count_rows(table: MaskedTable) -> TableCount:
+    num_trainable, num_rows = len(table.rows), table.rows.num_rows
+    whole = _size([table.variable])
     trainable = Size(*(number // num_rows * num_trainable for number in whole))
-    return TableCount(target.variable.path, target.axis, num_trainable, num_rows, trainable)
+    return TableCount(table.path, table.axis, num_trainable, num_rows, trainable)
 
 
 def _optimizer_memory(model: keras.Model) -> OptimizerMemory | None:
@@ -217,26 +195,15 @@ def _optimizer_memory(model: keras.Model) -> OptimizerMemory | None:
     state = state_bytes(optimizer)
     if masked is None:
         return OptimizerMemory(state, 0, state)
-    held = [
-        each
-        for table in masked._plan.tables
-        for each in (table.compact, table.ids, table.positions, table.places)
-        if each is not None
-    ]
-    return OptimizerMemory(state, _size(held).bytes, state + _bytes_saved(masked))
-
-
-def _bytes_saved(masked: MaskedOptimizer) -> int:
-    """By how much the state would grow if every row of the masked tables trained."""
-    plan, inner_optimizer = masked._plan, masked.inner_optimizer
-    places = row_axes(inner_optimizer, plan.variables, plan.tables)
+    tables = masked_tables(model)
+    # The compact variable, and an id for each row.
+    masking = sum(_count_rows(table).trainable.bytes + 8 * len(table.rows) for table in tables)
+    state -= 8 * sum(len(table.rows) for table in tables)
     saved = 0
-    for variable, place in zip(inner_optimizer.variables, places, strict=True):
-        if place is not None:
-            rows = plan.tables[place.table].rows
-            row_bytes = _size([variable]).bytes // len(rows)
-            saved += row_bytes * (rows.num_rows - len(rows))
-    return saved
+    for variable, table in masked.row_state():
+        row_bytes = _size([variable]).bytes // len(table.rows)
+        saved += row_bytes * (table.rows.num_rows - len(table.rows))
+    return OptimizerMemory(state, masking, state + saved)
 
 
 def _size(arrays: Iterable[Any]) -> Size:

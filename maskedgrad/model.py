@@ -2,24 +2,24 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from maskedgrad.counting import print_summary
-from maskedgrad.distribute.steps import MultiWorkerSteps, returned
-from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
+from maskedgrad.distribute.steps import MultiWorkerSteps
+from maskedgrad.masking.of_model import masked_optimizer_in, masked_outermost
+from maskedgrad.masking.optimizer import MaskedOptimizer
 
 
 class MaskedTrainStep(MultiWorkerSteps):
     """Gives any `keras.Model` class a `train_step` that masks gradients.
 
-    Put it first among the bases. Equivalent to the `train_step` of Keras, but
-    for one thing: each table's gradient is cut to its trainable rows before
-    anything looks at it, so that a `LossScaleOptimizer` around the
-    `MaskedOptimizer` sees nothing of frozen rows either.
+    Put it first among the bases. Equivalent to the `train_step` of the class
+    after it, which is that of Keras or its own: the optimizer, a
+    `MaskedOptimizer`, cuts each table's gradient to its trainable rows.
 
     Example:
 
@@ -30,30 +30,46 @@ class MaskedTrainStep(MultiWorkerSteps):
     >>> logs = model.train_on_batch(np.array([[0, 1]]), np.ones((1, 2, 2)))
     """
 
-    _num_row_changes = 0
+    optimizer: Any
 
-    def compile(self, optimizer=None, *args, trainable_rows=None, **kwargs):
-        """`keras.Model.compile`, with one more argument.
+    def compile(
+        self, optimizer=None, *args, trainable_rows=None, row_learning_rates=None, **kwargs
+    ):
+        """`keras.Model.compile`, with two more arguments.
+
+        A `LossScaleOptimizer` around a `MaskedOptimizer` is moved inside of it, so
+        that it sees what trains and nothing else; also the one that Keras adds by
+        itself under `mixed_float16`.
 
         Without any argument nothing is compiled. A task of `keras_hub` calls
         it so when it is made, and every row would train.
 
         Args:
-            optimizer: a `MaskedOptimizer`, an optimizer around one, or, if
+            optimizer: a `MaskedOptimizer`, a loss scaler around one, or, if
                 `trainable_rows` is given, the optimizer to wrap.
             trainable_rows: a mapping from target to rows, as
+                `MaskedOptimizer` takes it.
+            row_learning_rates: a mapping from target to multipliers, as
                 `MaskedOptimizer` takes it.
             *args: as for `keras.Model.compile`.
             **kwargs: as for `keras.Model.compile`.
 
         Raises:
             ValueError: neither `optimizer` nor `trainable_rows` says which
-                rows train, or both do.
+                rows train, or both do; or another optimizer is around the
+                `MaskedOptimizer`.
         """
-        if optimizer is None and trainable_rows is None and not args and not kwargs:
+        rows = {"trainable_rows": trainable_rows, "row_learning_rates": row_learning_rates}
+        given = [name for name, value in rows.items() if value is not None]
+        if optimizer is None and not given and not args and not kwargs:
             return
         if trainable_rows is not None:
-            optimizer = MaskedOptimizer(optimizer or "rmsprop", trainable_rows)
+            optimizer = MaskedOptimizer(optimizer or "rmsprop", **rows)
+        elif given:
+            raise ValueError(
+                "`row_learning_rates` must come with `trainable_rows`, or be given to the "
+                f"`MaskedOptimizer`. Received: row_learning_rates={row_learning_rates!r}"
+            )
         elif masked_optimizer_in(optimizer) is None:
             raise ValueError(
                 "The optimizer masks nothing, so every row would train. Received: "
@@ -62,9 +78,20 @@ class MaskedTrainStep(MultiWorkerSteps):
                 "`MaskedOptimizer(optimizer, trainable_rows={layer: ids})`; "
                 "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
             )
+        optimizer = masked_outermost(optimizer)
         if self.built:
-            masked_optimizer_in(optimizer).prepare(self.trainable_variables)
+            optimizer.prepare(self.trainable_variables)
         super().compile(optimizer, *args, **kwargs)
+        if self.optimizer is not optimizer:  # Keras has added a loss scaler
+            self.optimizer = masked_outermost(self.optimizer)
+
+    def set_trainable_rows(self, trainable_rows: Mapping[Any, Any]) -> None:
+        """Changes which rows train from the next step on.
+
+        Equivalent to `model.optimizer.set_trainable_rows(trainable_rows)`; see
+        `MaskedOptimizer.set_trainable_rows`.
+        """
+        self.optimizer.set_trainable_rows(trainable_rows)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a model that is being loaded. Called by Keras."""
@@ -118,43 +145,31 @@ class MaskedTrainStep(MultiWorkerSteps):
         Returns:
             The values of the metrics, by name.
         """
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if self.built:
-            # Before the tables are read, since what is read after is read sparsely.
-            self._build_optimizer()
-        with tf.GradientTape() as tape:
-            y_pred = self(x, training=True)
-            loss = self.compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-            )
-            scaled_loss = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        gradients = tape.gradient(scaled_loss, variables)
-        self._build_optimizer()
-        masked_optimizer = masked_optimizer_in(self.optimizer)
-        self.optimizer.apply(*masked_optimizer.select_trainable(gradients, variables))
-        self._track_loss(loss, x)
-        return returned(self.compute_metrics(x, y, y_pred, sample_weight=sample_weight))
+        # Before the tables are looked up in, since what is looked up after is read sparsely.
+        if self.built and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().train_step(data)
 
     def make_train_function(self, force=False):
-        """Called by Keras. A function that was traced for other rows is made anew."""
-        changes = masked_optimizer_in(self.optimizer).num_row_changes
-        stale = changes > 1 and changes != self._num_row_changes
-        self._num_row_changes = changes
-        return super().make_train_function(force=force or stale)
+        """Called by Keras. The function renews itself where it was traced for another K."""
+        made = self.train_function
+        super().make_train_function(force=force)
+        if self.train_function is not made:
+            self.train_function = self._renewed_for_other_lengths(self.train_function)
 
-    def _build_optimizer(self) -> None:
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        masked_optimizer_in(self.optimizer).build(self.trainable_variables)
+    def _renewed_for_other_lengths(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        traced_for: tuple[int | None, ...] = ()
 
-    def _track_loss(self, loss, x) -> None:
-        # Keras divides the loss by the number of replicas; what it shows is the whole.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        batch_size = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
-        for metric in self.metrics:
-            if metric.name == "loss":
-                metric.update_state(loss * tf.cast(replicas, loss.dtype), sample_weight=batch_size)
+        def train_function(iterator: Any) -> Any:
+            nonlocal traced_for
+            if traced_for and traced_for != self.optimizer.fixed_lengths:
+                self.make_train_function(force=True)
+                return self.train_function(iterator)
+            logs = function(iterator)
+            traced_for = self.optimizer.fixed_lengths
+            return logs
+
+        return train_function
 
 
 class MaskedModel(MaskedTrainStep, keras.Model):

@@ -57,14 +57,14 @@ TESTS = {
     "maskedgrad/rows/text.py": ["tests/test_rows.py"],
     "maskedgrad/messages.py": ["tests/test_rows.py"],
     "maskedgrad/masking/gradients.py": [
-        "tests/test_gradients.py",
-        "tests/test_along_axis.py::test_gradients_are_masked_along_any_axis",
-        "tests/test_along_axis.py::test_rows_along_any_axis_train_as_if_alone[SGD]",
+        "tests/masking/test_gradients.py",
+        "tests/masking/test_along_axis.py::test_gradients_are_masked_along_any_axis",
+        "tests/masking/test_along_axis.py::test_rows_along_any_axis_train_as_if_alone[SGD]",
     ],
     "maskedgrad/masking/optimizer.py": [
-        "tests/test_optimizer.py",
-        "tests/properties/test_row_changes.py",
-        "tests/properties/test_row_learning_rates.py::test_final_values_are_set_whole",
+        "tests/masking/test_optimizer.py",
+        "tests/masking/test_row_changes.py",
+        "tests/masking/test_row_learning_rates.py::test_final_values_are_set_whole",
         "tests/test_graph.py::test_a_step_is_smaller_than_the_table_that_is_named_by_its_path",
         "tests/test_graph.py::test_a_function_that_may_make_no_variable_trains_all_the_same",
         "tests/test_graph.py::test_a_step_that_builds_the_model_is_smaller_than_the_table",
@@ -86,7 +86,7 @@ TESTS = {
     ],
     "maskedgrad/patches/patch.py": [
         "tests/test_patch.py",
-        "tests/test_along_axis.py::test_a_row_patch_holds_rows_of_the_first_axis_only",
+        "tests/masking/test_along_axis.py::test_a_row_patch_holds_rows_of_the_first_axis_only",
         # These compare times, or take theirs over what the other files of the patch do.
         *("-k", "not switch_nor_a_prediction and not flipped_bit and not chunks"),
     ],

@@ -41,10 +41,15 @@ def test_it_measures_what_each_way_costs_and_what_it_leaks(tmp_path, capsys):
     assert all(measurement["step"] > 0 for measurement in measured.values())
     assert [measured[way]["changed_rows"] for way in ways[:3]] == [0, 0, 0]
     assert measured["table trainable"]["changed_rows"] > 0
-    # Adam keeps two numbers for each number that trains, and sends one.
+    # Adam keeps two numbers for each number that trains, and sends one. Ids are state too.
     floor = measured[FLOOR]
-    for way, rows in [("maskedgrad", 3), ("maskedgrad, stock Model", 3), ("table trainable", 60)]:
-        assert measured[way]["state_bytes"] - floor["state_bytes"] == 2 * rows * 8 * 4
+    for way, rows, ids in [
+        ("maskedgrad", 3, 3),
+        ("maskedgrad, stock Model", 3, 3),
+        ("table trainable", 60, 0),
+    ]:
+        state = 2 * rows * 8 * 4 + ids * 8
+        assert measured[way]["state_bytes"] - floor["state_bytes"] == state
     for way in ways[1:3]:
         assert measured[way]["replica_bytes"] - floor["replica_bytes"] == 3 * 8 * 4
 

@@ -35,12 +35,11 @@ from safetensors.numpy import save
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows, callbacks, load_vectors
 from maskedgrad.cli.saved_tables import matrix_file
 from maskedgrad.cli.verify import compare_files
-from maskedgrad.masking.multipliers import decode_row_learning_rates
-from maskedgrad.masking.targets import decode_trainable_rows
 from maskedgrad.patches.file import write_patch_file
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch
+from maskedgrad.rows.saved import decode_row_learning_rates, decode_trainable_rows
 from maskedgrad.testing import assert_same_bits
 
 PATH = "words/embeddings"
@@ -495,11 +494,21 @@ def test_a_backup_of_training(folder, content):
 
 
 ROWS_CONFIG = Rows([1, 2, 5], 7).get_config()
-TRAINABLE_ROWS_CONFIG = {
-    PATH: {"rows": "1:3,5", "num_rows": 7, "place": 0},
-    "head": {"rows": "::2", "axis": -1},
-}
-RATES_CONFIG = [{"learning_rate": 0.5, "rows": {PATH: {"rows": "1:3,5"}}}]
+TRAINABLE_ROWS_CONFIG = [
+    {
+        "path": PATH,
+        "axis": 0,
+        "shape": [7, 3],
+        "place": 0,
+        "num_variables": 3,
+        "paths": "0123456789abcdef",
+        "rows": "1:3,5",
+        "num_rows": 7,
+    },
+    {"pattern": ".*/kernel", "rows": "::2", "axis": -1},
+    {"layer": "head", "rows": "range(0, 9, 2)"},
+]
+RATES_CONFIG = [{"learning_rate": 0.5, "rows": [{"path": PATH, "axis": 0, "rows": "1:3,5"}]}]
 
 
 @times(25)
@@ -592,16 +601,23 @@ def test_rows_that_a_config_makes_up_are_not_allocated():
     if sys.platform == "linux":  # where memory is bounded here
         with pytest.raises(ValueError, match="at most"):
             Rows.from_config(many)
-    (rows,) = decode_trainable_rows({PATH: {"rows": "0:2147483647"}}).values()
+    (rows,) = decode_trainable_rows([{"path": PATH, "axis": 0, "rows": "0:2147483647"}]).values()
     refused(lambda: Rows(rows, 9), ValueError, "below 9")
 
 
 @pytest.mark.parametrize(
-    "entry", [{"axis": "0"}, {"axis": True}, {"place": -2}, {"place": None}, {"place": 1.0}]
+    "entry",
+    [
+        *({"axis": "0"}, {"axis": True}, {"axis": 1.0}),
+        *({"place": -2}, {"place": 1.0}, {"place": 3}, {"place": 0, "num_variables": None}),
+        *({"num_variables": -1}, {"num_variables": True}, {"paths": 3}),
+        *({"shape": 7}, {"shape": [7, -3]}, {"shape": [7.0, 3]}, {"shape": "73"}),
+        *({"path": None}, {"path": 3}, {"layer": "words"}, {"pattern": ".*"}),
+    ],
 )
-def test_a_target_in_a_config_has_an_axis_and_a_place(entry):
-    with pytest.raises(ValueError, match="A target in a config"):
-        decode_trainable_rows({PATH: {"rows": "1", **entry}})
+def test_a_table_in_a_config_is_named_once_and_has_numbers_that_tell_it(entry):
+    with pytest.raises(ValueError, match="A table in a config"):
+        decode_trainable_rows([{**TRAINABLE_ROWS_CONFIG[0], **entry}])
 
 
 @pytest.mark.parametrize("config", [None, {}, ["rows"], [{"rows": {}}], [{"learning_rate": 1.0}]])
@@ -610,9 +626,15 @@ def test_a_config_of_learning_rates_that_lacks_something(config):
         decode_row_learning_rates(config)
 
 
-def test_a_config_of_trainable_rows_is_a_mapping():
-    with pytest.raises(TypeError, match="mapping from path"):
-        decode_trainable_rows([PATH])
+@pytest.mark.parametrize("config", [{}, {PATH: {"rows": "1"}}, PATH, None, [PATH], [[]], 3])
+def test_a_config_of_trainable_rows_is_a_list_of_mappings(config):
+    with pytest.raises(TypeError, match="list of mappings"):
+        decode_trainable_rows(config)
+
+
+def test_a_config_of_trainable_rows_speaks_of_each_table_once():
+    with pytest.raises(ValueError, match="each table once"):
+        decode_trainable_rows([TRAINABLE_ROWS_CONFIG[1], TRAINABLE_ROWS_CONFIG[1]])
 
 
 @pytest.mark.parametrize(

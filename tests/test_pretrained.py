@@ -12,8 +12,9 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad import MaskedModel, pretrained
+from maskedgrad import MaskedModel
 from maskedgrad.testing import assert_same_bits, bits
+from maskedgrad.vectors import pretrained
 from maskedgrad.vectors.pretrained import pretrained_embedding
 
 

@@ -24,8 +24,9 @@ import tensorflow as tf
 
 import maskedgrad
 from maskedgrad import MaskedOptimizer
-from maskedgrad.masking import masking, state
+from maskedgrad.masking import inner, tracing
 from tests.devices import mirrored_strategy
+from tests.features import needs
 
 PACKAGE = Path(maskedgrad.__file__).parent
 
@@ -42,16 +43,8 @@ NAMES = [
     Name(
         "__internal__", "masking/masking.py", "tables are written once for all replicas of a step"
     ),
-    Name(
-        "_exclude_from_weight_decay",
-        "masking/state.py",
-        "an optimizer does not say what it excludes",
-    ),
-    Name(
-        "_exclude_from_weight_decay_pattern",
-        "masking/state.py",
-        "an optimizer does not say what it excludes by name",
-    ),
+    Name("_distribution_strategy", "masking/inner.py", "a trial of an optimizer needs one device"),
+    Name("_get_control_flow_context", "masking/tracing.py", "whether XLA is to compile a graph"),
     Name(
         "_inbound_nodes", "vectors/extension.py", "what an operation is called with, constants too"
     ),
@@ -63,21 +56,26 @@ NAMES = [
     ),
     Name(
         "_model_variables_moving_average",
-        "masking/state.py",
+        "masking/inner.py",
         "averages start in the first step only, and rows may join later",
     ),
-    Name("_trainable_variables", "masking/state.py", "which variable an average is of"),
+    Name("_optimizer_map", "masking/inner.py", "a function that leads to optimizers to be copied"),
+    Name("_self_", "masking/variables.py", "what TensorFlow notes on a variable, not its user"),
+    Name("_trainable_variables", "masking/inner.py", "which variable an average is of"),
+    Name("_unique_id", "masking/variables.py", "by what an optimizer knows its variables"),
     Name("_word2vec_read_binary", "vectors/sources.py", "the public loader keeps every word"),
     Name("_word2vec_read_text", "vectors/sources.py", "the public loader keeps every word"),
     # Without an underscore, and without a word in the documentation:
-    Name("handle", "masking/compact.py", "a replica's own part of a table, which is read by rows"),
+    Name(
+        "handle", "masking/variables.py", "a replica's own part of a table, which is read by rows"
+    ),
     Name(
         "is_initialized",
         "masking/optimizer.py",
         "a first trace makes variables that hold nothing yet",
     ),
-    Name("one_step_on_data", "masking/masking.py", "whether it is Keras that traces a step"),
-    Name("sparse_read", "masking/compact.py", "`tf.gather` reads rows by it, of what has it"),
+    Name("one_step_on_data", "masking/tracing.py", "whether it is Keras that traces a step"),
+    Name("sparse_read", "masking/variables.py", "`tf.gather` reads rows by it, of what has it"),
 ]
 GUARDS: dict[str, Callable] = {}
 
@@ -132,25 +130,63 @@ def test_a_merge_call_is_made_once_for_all_replicas_and_outside_of_them():
     assert seen[1:] == [one_device]
 
 
-@guards("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
-@pytest.mark.parametrize("by_name", [False, True])
-def test_what_an_optimizer_excludes_from_weight_decay_can_be_handed_on(by_name):
-    decays, stays = variable("decays"), variable("stays")
-    source = keras.optimizers.SGD(0.1, weight_decay=0.5)
-    source.exclude_from_weight_decay(
-        **{"var_names": ["stay"]} if by_name else {"var_list": [stays]}
-    )
-    optimizer = keras.optimizers.SGD(0.1, weight_decay=0.5)
-    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
-        if by_name or name == "_exclude_from_weight_decay":
-            setattr(optimizer, name, of(source, name))
-    optimizer.apply([tf.zeros((3, 2))] * 2, [decays, stays])
-    assert (decays.numpy() != 1).all()
-    assert (stays.numpy() == 1).all()
-    # The clone that trains after rows have changed is told by the same names.
-    clone = state.clone_optimizer(source)
-    clone.apply([tf.zeros((3, 2))], [stays])
-    assert (stays.numpy() == 1).all()
+@guards("_distribution_strategy")
+def test_a_copy_of_an_optimizer_is_of_one_device():
+    strategy = mirrored_strategy()
+    with strategy.scope():
+        optimizer = keras.optimizers.SGD(1.0)
+    assert of(optimizer, "_distribution_strategy") is strategy
+    trained = variable("trained")
+    inner.unbuilt_copy(optimizer).apply([tf.ones((3, 2))], [trained])
+    assert not trained.numpy().any()
+
+
+@guards("_get_control_flow_context")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_graph_tells_whether_it_is_for_xla(jit_compile):
+    of(tf.Graph(), "_get_control_flow_context")
+    seen = []
+
+    def look():
+        seen.append(tracing.is_compiled_by_xla())
+        return tf.constant(0)
+
+    step = tf.function(lambda: tf.cond(tf.constant(True), tf.function(look), look))
+    tf.function(step, jit_compile=jit_compile)()
+    assert set(seen) == {jit_compile}
+    assert not tracing.is_compiled_by_xla()
+
+
+@needs("optimizers.MultiOptimizer")
+@guards("_optimizer_map")
+def test_a_copy_of_several_optimizers_does_not_lead_to_the_originals():
+    original = keras.optimizers.SGD(1.0)
+    several = keras.optimizers.MultiOptimizer(lambda variable: original)
+    of(several, "_optimizer_map")
+    trained = variable("trained")
+    inner.unbuilt_copy(several).apply([tf.ones((3, 2))], [trained])
+    assert not trained.numpy().any()
+    assert not original.built
+
+
+@guards("_self_")
+def test_tensorflow_marks_what_it_notes_on_a_variable():
+    noted = variable()
+    before = {*vars(noted)}
+    assert tf.train.Checkpoint(noted=noted).noted is noted
+    names = {*vars(noted)} - before
+    assert names
+    assert all(name.startswith("_self_") for name in names)
+
+
+@guards("_unique_id")
+def test_an_optimizer_knows_a_variable_by_its_id():
+    first, second = variable("first"), variable("second")
+    optimizer = keras.optimizers.SGD(1.0, momentum=0.5)
+    optimizer.build([first])
+    second.value._unique_id = of(first.value, "_unique_id")
+    optimizer.apply([tf.ones((3, 2))], [second])
+    assert not second.numpy().any()
 
 
 @guards("_inbound_nodes")
@@ -215,7 +251,7 @@ def test_only_averages_that_an_optimizer_keeps_are_found():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True)
     optimizer.build([scale, table])
     kept = [each is not None for each in of(optimizer, "_model_variables_moving_average")]
-    found = {id(each) for each, _ in state.moving_averages(optimizer)}
+    found = {id(each) for each, _ in inner.moving_averages(optimizer)}
     assert [id(scale) in found, id(table) in found] == kept
 
 
@@ -260,7 +296,7 @@ def test_a_variable_that_a_first_trace_makes_says_that_it_holds_nothing():
     def step():
         if not made:
             made.append(tf.Variable(1.0))
-        masking.outside_of_graphs(lambda: seen.append(bool(of(made[0], "is_initialized")())))
+        tracing.outside_of_graphs(lambda: seen.append(bool(of(made[0], "is_initialized")())))
         return made[0].read_value()
 
     assert step() == 1
@@ -276,8 +312,8 @@ def test_keras_names_the_function_in_which_it_traces_a_step():
 
     model = small_model(Looks)
     model.fit(*BATCH, verbose=0)
-    assert model.graph == masking._KERAS_TRACES == "one_step_on_data", (
-        "`trace_again` of maskedgrad/masking/masking.py does nothing if Keras calls it otherwise"
+    assert model.graph == tracing.KERAS_TRACES == "one_step_on_data", (
+        "`trace_again` of maskedgrad/masking/tracing.py does nothing if Keras calls it otherwise"
     )
 
 

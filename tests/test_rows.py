@@ -1,20 +1,16 @@
 """`Rows` are the ids that NumPy indexing selects, and nonsense is refused by name."""
 
-import keras
+import operator
+import tracemalloc
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad.masking.targets import (
-    SavedTarget,
-    decode_trainable_rows,
-    encode_trainable_rows,
-    resolve_targets,
-)
 from maskedgrad.messages import shorten
-from maskedgrad.rows.rows import Rows, decode_rows
+from maskedgrad.rows.rows import Rows, decode_rows, encode_rows
 from tests.properties.nonsense import nested
 from tests.properties.strategies import cheap
 
@@ -55,6 +51,12 @@ def test_set_algebra(ids, others):
     assert set(rows.complement()) == set(range(30)) - set(ids)
     assert rows.complement().complement() == rows
     assert set(rows.union(other)) == set(ids) | set(others)
+    assert set(rows.intersection(other)) == set(ids) & set(others)
+    assert set(rows.difference(other)) == set(ids) - set(others)
+    assert ~rows == rows.complement()
+    assert rows | other == rows.union(other)
+    assert rows & other == rows.intersection(other)
+    assert rows - other == rows.difference(other)
     assert (rows == other) == (set(ids) == set(others))
     assert hash(Rows(ids[::-1], 30)) == hash(rows)
 
@@ -63,19 +65,31 @@ def test_rows_of_tables_of_different_lengths_differ():
     assert Rows([1], 5) != Rows([1], 6)
     assert Rows([1], 6) != Rows([1], 5)
     assert Rows([1], 5) != [1]
-    with pytest.raises(ValueError, match="length"):
-        Rows([1], 5).union(Rows([1], 6))
-    with pytest.raises(TypeError, match="takes a `Rows`"):
-        Rows([1], 5).union([1])
+
+
+@pytest.mark.parametrize("name", ["union", "intersection", "difference"])
+def test_rows_are_combined_with_rows_of_a_table_as_long(name):
+    combine = getattr(Rows([1], 5), name)
+    with pytest.raises(ValueError, match="length of the table, 5"):
+        combine(Rows([1], 6))
+    with pytest.raises(TypeError, match="combined with a `Rows`"):
+        combine([1])
+
+
+@pytest.mark.parametrize("combine", [operator.or_, operator.and_, operator.sub])
+def test_operators_take_rows_of_a_table_as_long_and_nothing_else(combine):
+    with pytest.raises(ValueError, match="length of the table, 5"):
+        combine(Rows([1], 5), Rows([1], 6))
+    for other in ([1], {1}, slice(None)):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            combine(Rows([1], 5), other)
 
 
 @cheap
 @given(ids=id_lists)
-def test_mask_and_positions_agree_with_the_ids(ids):
+def test_the_mask_agrees_with_the_ids(ids):
     rows = Rows(ids, 30)
     np.testing.assert_array_equal(np.flatnonzero(rows.mask), rows.ids)
-    np.testing.assert_array_equal(rows.positions[rows.ids], np.arange(len(ids)))
-    assert (rows.positions[rows.complement().ids] == -1).all()
 
 
 @cheap
@@ -91,8 +105,7 @@ masks = id_lists.map(lambda ids: np.isin(np.arange(30), ids))
 @cheap
 @given(rows=st.one_of(id_lists, slices, ranges, masks, id_lists.map(lambda ids: Rows(ids, 30))))
 def test_unresolved_rows_survive_a_config(rows):
-    target, decoded = next(iter(decode_trainable_rows(encode_trainable_rows({"a": rows})).items()))
-    assert target == "a"
+    decoded = decode_rows(encode_rows(rows))
     assert Rows(decoded, 30) == Rows(rows, 30)
     if isinstance(rows, (Rows, np.ndarray)):  # they say how long the table is
         with pytest.raises(ValueError, match="length"):
@@ -234,6 +247,23 @@ def test_runs_may_touch_and_name_as_many_rows_as_any_table_has():
     assert decode_rows({"rows": f"0:{2**31 - 1}"}) == range(2**31 - 1)
 
 
+@pytest.mark.parametrize(
+    "rows", [range(2**31 - 1), range(5, 2**40, 3), range(2**31, -1, -1), range(3, 3)], ids=str
+)
+def test_a_range_is_a_range_in_a_config_and_takes_no_memory(rows):
+    tracemalloc.start()
+    try:
+        encoded = encode_rows(rows)
+        decoded = decode_rows(encoded)
+        assert tracemalloc.get_traced_memory()[1] < 1e5
+    finally:
+        tracemalloc.stop()
+    assert len(encoded["rows"]) < 50
+    ascending = rows if rows.step > 0 else rows[::-1]
+    assert isinstance(decoded, range)
+    assert decoded == ascending
+
+
 @pytest.mark.parametrize("rows", [range(1, 10**30, 10**31), range(1, 0, -(10**30))])
 def test_a_range_of_few_numbers_may_have_any_step(rows):
     assert list(Rows(rows, 10)) == list(rows)
@@ -266,72 +296,3 @@ def test_any_nonsense_is_rows_as_numpy_indexes_or_a_documented_error(nonsense):
         return
     selected = np.arange(7)[np.asarray(nonsense, dtype=None if len(nonsense) else int)]
     assert list(rows) == sorted(selected)
-
-
-def variable(path, shape):
-    *scopes, name = path.split("/")
-    with keras.name_scope(scopes[0]):
-        return keras.Variable(np.zeros(shape), name=name)
-
-
-@pytest.fixture
-def variables():
-    return [variable("words/table", (5, 2)), variable("tags/table", (3, 2)), variable("a/b", ())]
-
-
-def test_an_exact_path_goes_before_a_regular_expression(variables):
-    variables.append(variable("words/tabl.", (4, 2)))
-    (target,) = resolve_targets({"words/tabl.": [1]}, variables)
-    assert target.variable is variables[-1]
-
-
-def test_a_pattern_names_every_table_whose_whole_path_it_matches(variables):
-    targets = resolve_targets({".*/table": [1]}, variables)
-    assert [target.variable.path for target in targets] == ["words/table", "tags/table"]
-    with pytest.raises(ValueError, match="matches none"):
-        resolve_targets({"table": [1]}, variables)
-
-
-def test_a_saved_target_goes_by_place_where_the_path_is_new(variables):
-    (target,) = resolve_targets({SavedTarget("old_name/table", 1): Rows([1], 3)}, variables)
-    assert target.variable is variables[1]
-    (target,) = resolve_targets({SavedTarget("words/table", 1): Rows([1], 5)}, variables)
-    assert target.variable is variables[0]
-
-
-@pytest.mark.parametrize(
-    ("trainable_rows", "error", "message"),
-    [
-        ({"nothing": [1]}, ValueError, r"matches none(.|\n)*words/table  \(5, 2\)"),
-        ({"a/b": [0]}, ValueError, "scalar"),
-        ({"words/table": [1], ".*ds/table": [2]}, ValueError, "Two targets"),
-        ({"words/table": []}, ValueError, "no row at all"),
-        ({"words/table": [5]}, ValueError, r"'words/table'.*below 5"),
-        ({"words/table": [0.5]}, TypeError, r"'words/table'.*integers"),
-        ({"(": [1]}, ValueError, "regular expression"),
-        ({"a{99999999999}": [1]}, ValueError, "regular expression"),
-        ({"(" * 5000 + ")" * 5000: [1]}, ValueError, "regular expression"),
-        ({}, ValueError, "at least one"),
-        ([("words/table", [1])], TypeError, "mapping"),
-        (None, TypeError, "mapping"),
-    ],
-)
-def test_targets_that_mean_nothing_are_refused(variables, trainable_rows, error, message):
-    with pytest.raises(error, match=message):
-        resolve_targets(trainable_rows, variables)
-
-
-def test_a_saved_target_that_is_gone_is_refused(variables):
-    with pytest.raises(ValueError, match="matches none"):
-        resolve_targets({SavedTarget("gone", 9): [1]}, variables)
-
-
-def test_tables_of_one_path_are_not_saved_as_one():
-    first, second = (
-        keras.layers.Embedding(3, 2, name="words"),
-        keras.layers.Embedding(3, 2, name="words"),
-    )
-    first.build()
-    second.build()
-    with pytest.raises(ValueError, match="different names"):
-        encode_trainable_rows({first: [0], second: [1]})

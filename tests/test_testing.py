@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import maskedgrad
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows
-from maskedgrad.masking.compact import MaskedTable
+from maskedgrad.masking.compact import CompactTable
 from maskedgrad.testing import (
     Walk,
     assert_trains_like_compact,
@@ -341,29 +341,29 @@ def test_a_model_trains_as_its_twin_does(make_optimizer, rows):
 def skip_a_row(monkeypatch):
     def scatter_all_but_one(table, strategy):
         rows = tf.convert_to_tensor(table.compact.value)[1:]
-        table.variable.value.scatter_update(tf.IndexedSlices(rows, table.ids[1:]))
+        table.variable.value.scatter_update(tf.IndexedSlices(rows, table.ids.value[1:]))
 
-    monkeypatch.setattr(MaskedTable, "scatter_step", scatter_all_but_one)
+    monkeypatch.setattr(CompactTable, "scatter_step", scatter_all_but_one)
 
 
 def train_a_frozen_row(monkeypatch):
-    make = MaskedTable.__init__
+    make = CompactTable.__init__
 
-    def make_with_one_more(table, target):
-        more = target.rows.union(Rows([0], target.rows.num_rows))
-        make(table, target._replace(rows=more))
+    def make_with_one_more(table, masked, has_multipliers):
+        more = masked.rows | Rows([0], masked.rows.num_rows)
+        make(table, masked.but(rows=more), has_multipliers)
 
-    monkeypatch.setattr(MaskedTable, "__init__", make_with_one_more)
+    monkeypatch.setattr(CompactTable, "__init__", make_with_one_more)
 
 
 def step_too_far(monkeypatch):
-    scatter = MaskedTable.scatter_step
+    scatter = CompactTable.scatter_step
 
     def scatter_more(table, strategy):
         table.compact.assign(table.compact.value * (1 + 1e-6))
         scatter(table, strategy)
 
-    monkeypatch.setattr(MaskedTable, "scatter_step", scatter_more)
+    monkeypatch.setattr(CompactTable, "scatter_step", scatter_more)
 
 
 @pytest.mark.parametrize("damage", [skip_a_row, train_a_frozen_row, step_too_far])

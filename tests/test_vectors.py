@@ -17,9 +17,9 @@ from gensim.models import KeyedVectors, keyedvectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskedgrad import vector_sources
 from maskedgrad.rows.vocabulary import ids_by_word, row_ids
 from maskedgrad.testing import bits
+from maskedgrad.vectors import sources
 from maskedgrad.vectors.loading import load_vectors
 
 GLOVE, TEXT, BINARY, C_BINARY = "glove", "text", "binary", "c binary"
@@ -431,7 +431,7 @@ def test_a_large_file_shows_its_progress_in_a_terminal(tmp_path, monkeypatch, ca
     monkeypatch.setenv("TERM", "xterm")
     load_vectors(tmp_path / "vectors.txt", ["cat"])
     assert not capsys.readouterr().err
-    monkeypatch.setattr(vector_sources, "LARGE_FILE", 1)
+    monkeypatch.setattr(sources, "LARGE_FILE", 1)
     load_vectors(tmp_path / "vectors.txt", ["cat"])
     assert "Reading vectors.txt" in capsys.readouterr().err
 
@@ -513,7 +513,7 @@ def test_a_binary_file_is_read_in_pieces(tmp_path):
     records = b"".join(
         w.encode() + b" " + row.tobytes() for w, row in zip(words, rows, strict=True)
     )
-    assert len(records) > vector_sources.BINARY_CHUNK
+    assert len(records) > sources.BINARY_CHUNK
     (tmp_path / "vectors.bin").write_bytes(b"500 100\n" + records)
     matrix, report = load_vectors(tmp_path / "vectors.bin", ["", *words])
     assert (bits(matrix[1:]) == bits(rows)).all()

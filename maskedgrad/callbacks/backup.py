@@ -8,7 +8,7 @@ import h5py
 import keras
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers
-from maskedgrad.patches.file import FilePath, sync
+from maskedgrad.files import FilePath, sync
 
 
 class BackupAndRestore(keras.callbacks.Callback):

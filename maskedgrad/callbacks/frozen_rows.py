@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.callbacks.tables import FollowsRows, row_reader
-from maskedgrad.masking.targets import Target
+from maskedgrad.callbacks.tables import FollowsRows
+from maskedgrad.masking.tables import row_reader
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import MaskedTable
 
 CHUNK_BYTES = 2**21
 
@@ -81,13 +82,13 @@ class FrozenRowsCheck(FollowsRows):
         super().on_epoch_end(epoch, logs)
         self._check(f"at the end of epoch {epoch}")
 
-    def rows_chosen(self, targets: Sequence[Target], num_changes: int | None) -> None:
+    def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
         """Called where other rows may train."""
         if num_changes is None:
-            self._tables = [_WatchedTable(target) for target in targets]
+            self._tables = [_WatchedTable(table) for table in tables]
             return
-        for table, target in zip(self._tables, targets, strict=True):
-            table.add_rows(target.rows, all_known=num_changes <= 1)
+        for watched, table in zip(self._tables, tables, strict=True):
+            watched.add_rows(table.rows, all_known=num_changes <= 1)
 
     def _check(self, when: str) -> None:
         changes = [(table.path, table.changed_rows()) for table in self._tables]
@@ -105,15 +106,15 @@ class FrozenRowsCheck(FollowsRows):
 class _WatchedTable:
     """The fingerprints of a table's rows, and the rows that have trained since they were taken."""
 
-    def __init__(self, target: Target):
-        self.path = target.variable.path
-        self._target = target
-        shape = target.variable.shape
-        row_shape = (*shape[: target.axis], *shape[target.axis + 1 :])
-        self._row_bytes = math.prod(row_shape) * tf.as_dtype(target.variable.dtype).size
+    def __init__(self, table: MaskedTable):
+        self.path = table.path
+        self._table = table
+        shape = table.variable.shape
+        row_shape = (*shape[: table.axis], *shape[table.axis + 1 :])
+        self._row_bytes = math.prod(row_shape) * tf.as_dtype(table.variable.dtype).size
         self._weights = fingerprint_weights(self._row_bytes)
-        self._fingerprints = np.zeros(target.rows.num_rows, np.uint64)
-        self._trainable = self._trained = target.rows
+        self._fingerprints = np.zeros(table.rows.num_rows, np.uint64)
+        self._trainable = self._trained = table.rows
         self._all_known = True
         self._renew()
 
@@ -138,7 +139,7 @@ class _WatchedTable:
 
     def _renew(self) -> np.ndarray:
         """Takes all fingerprints anew. Returns the ids of the rows that have another now."""
-        read = row_reader(self._target)
+        read = row_reader(self._table.variable, self._table.axis)
         step = max(1, CHUNK_BYTES // max(1, self._row_bytes))
         starts = range(0, len(self._fingerprints), step)
 

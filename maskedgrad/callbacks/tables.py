@@ -1,15 +1,12 @@
 """What callbacks share: the tables of the model that trains, and which of their rows train."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from maskedgrad.counting import masked_tables
-from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.masking.targets import Target
-from maskedgrad.patches.table import strategy_of
+from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
+from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.rows.targets import MaskedTable
 
 
 def masked_optimizer_of(callback: keras.callbacks.Callback) -> MaskedOptimizer:
@@ -28,20 +25,6 @@ def masked_optimizer_of(callback: keras.callbacks.Callback) -> MaskedOptimizer:
     return optimizer
 
 
-def row_reader(target: Target) -> Callable[[np.ndarray], np.ndarray]:
-    """Reads rows of a table by their ids, and no others: arrays of shape `(n, ...)`.
-
-    Of a table that is mirrored, on its first device. Where rows lie along
-    another axis than the first, the variable is read as a whole, now.
-    """
-    replicas = strategy_of(target.variable).experimental_local_results(target.variable.value)
-    if target.axis:
-        rows = np.moveaxis(np.asarray(replicas[0].read_value()), target.axis, 0)
-        return lambda ids: rows[ids]
-    # Looked up, since TensorFlow may copy a table that is read densely.
-    return lambda ids: np.asarray(replicas[0].sparse_read(tf.constant(ids)))
-
-
 class FollowsRows(keras.callbacks.Callback):
     """A callback that is told which rows train before they do.
 
@@ -52,13 +35,13 @@ class FollowsRows(keras.callbacks.Callback):
 
     _num_row_changes: int | None = None
 
-    def rows_chosen(self, targets: Sequence[Target], num_changes: int | None) -> None:
+    def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
         """Called with the rows that train now, at first and when others may.
 
         Args:
-            targets: the masked tables and their rows, always in one order.
+            tables: the masked tables and their rows, always in one order.
             num_changes: how many times rows were chosen since the last call,
-                of which `targets` are the last; `None` in the first call.
+                of which `tables` are the last; `None` in the first call.
         """
         raise NotImplementedError
 
@@ -85,7 +68,7 @@ class FollowsRows(keras.callbacks.Callback):
         # Until the optimizer is built, its rows change without being counted.
         if now == before and optimizer.built:
             return
-        targets = masked_tables(self.model)
-        if targets:
-            self.rows_chosen(targets, None if before is None else now - before)
+        tables = masked_tables(self.model)
+        if tables:
+            self.rows_chosen(tables, None if before is None else now - before)
             self._num_row_changes = now

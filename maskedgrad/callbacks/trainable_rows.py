@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskedgrad.callbacks.tables import FollowsRows, row_reader
-from maskedgrad.masking.targets import Target
+from maskedgrad.callbacks.tables import FollowsRows
+from maskedgrad.masking.tables import read_rows
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import MaskedTable
 
 
 class TrainableRowsMonitor(FollowsRows):
@@ -40,54 +41,56 @@ class TrainableRowsMonitor(FollowsRows):
 
     def __init__(self):
         super().__init__()
-        self._targets: Sequence[Target] = []
+        self._masked: Sequence[MaskedTable] = []
         self._starts: list[_Start] = []
 
     def on_train_begin(self, logs=None):
         """Called by Keras."""
         super().on_train_begin(logs)
-        self._targets = []
+        self._masked = []
 
     def on_epoch_end(self, epoch, logs=None):
         """Called by Keras."""
         super().on_epoch_end(epoch, logs)
         if logs is None:
             return
-        names = log_names([target.variable.path for target in self._targets])
-        for name, start, target in zip(names, self._starts, self._targets, strict=False):
-            distances = start.distances(target.rows)
+        names = log_names([table.path for table in self._masked])
+        for name, start, table in zip(names, self._starts, self._masked, strict=False):
+            distances = start.distances(table.rows)
             logs[f"{name}_moved"] = float(distances.mean())
             logs[f"{name}_moved_max"] = float(distances.max())
 
-    def rows_chosen(self, targets: Sequence[Target], num_changes: int | None) -> None:
+    def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
         """Called where other rows may train."""
         if num_changes is None:
-            self._starts = [_Start(target) for target in targets]
-        self._targets = targets
-        for start, target in zip(self._starts, targets, strict=True):
-            start.add(target.rows)
+            self._starts = [_Start(table) for table in tables]
+        self._masked = tables
+        for start, table in zip(self._starts, tables, strict=True):
+            start.add(table.rows)
 
 
 class _Start:
     """Where the rows of a table that have trained were before."""
 
-    def __init__(self, target: Target):
-        self._target = target
+    def __init__(self, table: MaskedTable):
+        self._table = table
         self._ids = np.zeros(0, np.int64)
-        self._values = row_reader(target)(self._ids)
+        self._values = read_rows(table.variable, self._ids, table.axis)
 
     def add(self, rows: Rows) -> None:
         """Notes where rows are, if they have not trained before."""
         joining = np.setdiff1d(rows.ids, self._ids)
         ids = np.concatenate([self._ids, joining])
-        values = np.concatenate([self._values, row_reader(self._target)(joining)])
+        values = np.concatenate(
+            [self._values, read_rows(self._table.variable, joining, self._table.axis)]
+        )
         order = np.argsort(ids)
         self._ids, self._values = ids[order], values[order]
 
     def distances(self, rows: Rows) -> np.ndarray:
         """How far rows are from where they were: float64 of shape `(K,)`."""
         before = self._values[np.searchsorted(self._ids, rows.ids)]
-        after = row_reader(self._target)(rows.ids)
+        after = read_rows(self._table.variable, rows.ids, self._table.axis)
         moves = after.astype(np.float64) - before.astype(np.float64)
         return np.linalg.norm(moves.reshape(len(rows), -1), axis=1)
 

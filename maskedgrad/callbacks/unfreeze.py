@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from maskedgrad.callbacks.tables import masked_optimizer_of
-from maskedgrad.counting import masked_tables
-from maskedgrad.masking.targets import check_trainable_rows, describe, identities, listed
+from maskedgrad.masking.of_model import masked_tables
 from maskedgrad.rows.rows import canonical
+from maskedgrad.rows.targets import describe, named
 
 
 class UnfreezeSchedule(keras.callbacks.Callback):
@@ -16,15 +16,14 @@ class UnfreezeSchedule(keras.callbacks.Callback):
 
     Equivalent to a call of `MaskedOptimizer.set_trainable_rows` when such an
     epoch begins, before its first step. The rows take the place of those that
-    trained before, they do not add to them; to add, name both, by
-    `Rows.union`. Rows that stay keep their state, rows that join start with
+    trained before, they do not add to them; to add, name both, by `|` of
+    `Rows`. Rows that stay keep their state, rows that join start with
     fresh state, and rows that leave are frozen at once.
 
     Before the first of these epochs the rows train that trained before
     `fit`. Training that is resumed, by `initial_epoch` or from a backup,
     goes on with the rows of the latest epoch that is named, up to its own. A
-    backup restores optimizer state for rows that the optimizer is made with:
-    name all rows of the schedule there to resume exactly.
+    backup restores the rows with their state, so it is resumed exactly.
 
     Args:
         schedule: a mapping from epoch, counted from 0, to rows; or to a
@@ -75,14 +74,16 @@ class UnfreezeSchedule(keras.callbacks.Callback):
         if named and (named[-1] == epoch or not self._has_begun):
             rows = self._by_target(self._schedule[named[-1]])
             masked_optimizer_of(self).set_trainable_rows(rows)
-            # Keras calls what it finds here anew in each step.
+            # For the optimizers that a function is traced for a fixed number of rows with; Keras
+            # calls what it finds here anew in each step.
             self.model.make_train_function(force=True)
         self._has_begun = True
 
     def _by_target(self, rows: Any) -> Mapping[Any, Any]:
         if isinstance(rows, Mapping):
             return rows
-        targets = masked_optimizer_of(self)._plan.trainable_rows
+        optimizer = masked_optimizer_of(self)
+        targets = list(optimizer.masked_tables() or optimizer.trainable_rows)
         if len(targets) != 1:
             raise ValueError(
                 "Rows alone can be given where the optimizer has one target. Received: rows alone, "
@@ -92,17 +93,11 @@ class UnfreezeSchedule(keras.callbacks.Callback):
         return dict.fromkeys(targets, rows)
 
     def _check_fit(self, trainable_rows: Mapping[Any, Any]) -> None:
-        masked = masked_tables(self.model)
-        if not masked:
-            check_trainable_rows(trainable_rows)
+        optimizer = masked_optimizer_of(self)
+        if not masked_tables(self.model):
+            named(trainable_rows)
             return
-        plan = masked_optimizer_of(self)._plan
-        named = plan.resolve(trainable_rows, plan.variables or self.model.trainable_variables)
-        if identities(named) != identities(masked):
-            raise ValueError(
-                "Rows must be given for the tables that the optimizer masks, for all of them, and "
-                f"along the same axes. Expected: {listed(masked)}. Received: {listed(named)}"
-            )
+        optimizer.check_rows(trainable_rows, self.model.trainable_variables)
 
 
 def _check_schedule(schedule: Any) -> None:
@@ -121,7 +116,7 @@ def _check_schedule(schedule: Any) -> None:
             )
         try:
             if isinstance(rows, Mapping):
-                check_trainable_rows(rows)
+                named(rows)
             else:
                 canonical(rows)
         except (TypeError, ValueError) as error:

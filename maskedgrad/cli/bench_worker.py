@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
 def measure(case: Case) -> Measurement:
     """Trains a model as `case` says, and measures it."""
     matrix, tokens = work(case)
-    gradients = GradientBytes(keras.optimizers.get(case.optimizer), case.batch * case.length)
+    optimizer = keras.optimizers.get(case.optimizer)
+    gradients = GradientBytes(optimizer, case.batch * case.length, case.trainable)
     memory = PeakMemory(matrix.nbytes)
     recipe = build(case, matrix, gradients.optimizer)
     batches = batches_of(tokens, case)
@@ -155,23 +156,27 @@ class GradientBytes:
     gradient whole, and of `IndexedSlices` the values and the ids.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, num_tokens: int):
+    def __init__(self, optimizer: keras.optimizers.Optimizer, num_tokens: int, num_rows: int):
         self.optimizer = optimizer
         self.bytes = 0
         apply = optimizer.apply
 
         def counted(grads, trainable_variables=None):
             grads = list(grads)
-            self.bytes = sum(_weight(grad, num_tokens) for grad in grads if grad is not None)
+            self.bytes = sum(_weight(grad, num_tokens, num_rows) for grad in grads)
             return apply(grads, trainable_variables)
 
         optimizer.apply = counted
 
 
-def _weight(gradient: Any, num_tokens: int) -> int:
+def _weight(gradient: Any, num_tokens: int, num_rows: int) -> int:
+    """The bytes of a gradient, of which a graph may not know how many slices or rows it has."""
+    if gradient is None:
+        return 0
     if isinstance(gradient, tf.IndexedSlices):
-        return _weight(gradient.values, num_tokens) + _weight(gradient.indices, num_tokens)
-    return math.prod(size or num_tokens for size in gradient.shape) * gradient.dtype.size
+        parts = gradient.values, gradient.indices
+        return sum(_weight(part, num_tokens, num_tokens) for part in parts)
+    return math.prod(size or num_rows for size in gradient.shape) * gradient.dtype.size
 
 
 def batches_of(tokens: np.ndarray, case: Case) -> tf.data.Dataset:

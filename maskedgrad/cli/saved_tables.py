@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from maskedgrad.masking.targets import SavedTarget, decode_trainable_rows
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.saved import decode_trainable_rows
 
 WEIGHTS_FILE = "model.weights.h5"
 
@@ -222,5 +222,5 @@ def _trainable_rows(config: Mapping[str, Any]) -> dict[str, Rows]:
     return {
         target.path: rows
         for target, rows in targets.items()
-        if isinstance(target, SavedTarget) and target.axis == 0
+        if target.path is not None and isinstance(rows, Rows) and target.axis == 0
     }

@@ -1,17 +1,11 @@
 """The workers of a strategy that trains on several machines, and whether they agree."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-
-from maskedgrad.masking.targets import Target
-from maskedgrad.patches.table import frozen_digest
-from maskedgrad.rows.rows import Rows
-from maskedgrad.version import __version__
 
 SHOWN = 60  # characters of what two workers do not agree on
 
@@ -102,26 +96,6 @@ def check_workers_agree(strategy: tf.distribute.Strategy, facts: Mapping[str, st
                     f"{_from_difference(there, here)} on worker {worker}. Start each worker by "
                     "the same script, with the same data and packages."
                 )
-
-
-def facts_about(targets: Iterable[Target]) -> dict[str, str]:
-    """What the workers that train `targets` must agree on."""
-    facts = {
-        "the version of maskedgrad": __version__,
-        "the version of Keras": keras.__version__,
-        "the version of TensorFlow": tf.__version__,
-    }
-    for variable, rows, axis, learning_rates in targets:
-        path, no_row = variable.path, Rows([], variable.shape[0])
-        facts |= {
-            f"the shape and dtype of {path!r}": f"{tuple(variable.shape)} {variable.dtype}",
-            f"the rows of {path!r} that train": f"{rows.get_config()['rows']} of axis {axis}",
-            f"the learning rates of rows of {path!r}": str(
-                None if learning_rates is None else learning_rates.tolist()
-            ),
-            f"the values of {path!r}, by their SHA-256": frozen_digest(variable, no_row),
-        }
-    return facts
 
 
 def _gathered_numbers(strategy: tf.distribute.Strategy, numbers: tf.Tensor) -> np.ndarray:

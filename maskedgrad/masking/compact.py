@@ -1,4 +1,4 @@
-"""The compact variable, which stands for the trainable rows of a table."""
+"""A table and the compact variable that stands for its trainable rows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,158 +7,172 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.gradients import Gradient, compact_gradient
-from maskedgrad.masking.targets import Target
+from maskedgrad.masking.tables import read_rows
+from maskedgrad.masking.variables import (
+    StandIn,
+    make_row_variable,
+    on_first_device,
+    on_this_replica,
+    read_sparsely,
+)
+from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import MaskedTable
 
 
-class StandIn(keras.Variable):
-    """A variable in place of another, to whose name and path it answers.
+class CompactTable:
+    """A table, which of its rows train, and the compact variable that stands for these.
 
-    Optimizers choose by them what they do with a variable.
-
-    Args:
-        original: the variable that it stands for.
-        value: a tensor of any shape, of the dtype of `original`.
+    Which rows train is held in `ids`, and how fast in `multipliers`, if they
+    have learning rates of their own: variables that a step reads.
     """
 
-    def __init__(self, original: keras.Variable, value: tf.Tensor):
-        self._original_path = original.path
-        scope = original.value.name.rpartition("/")[0]
-        with tf.name_scope(f"{scope}/" if scope else ""):
-            super().__init__(
-                value,
-                dtype=original.dtype,
-                autocast=False,
-                aggregation=original.aggregation,
-                name=original.name,
+    def __init__(self, table: MaskedTable, has_multipliers: bool):
+        self.variable, self.axis = table.variable, table.axis
+        read_sparsely(self.variable)
+        name = self.variable.path.replace("/", "_")
+        self.compact = stand_in_for(table)
+        self.ids = _number_for_each_row(table.rows.ids, "int64", f"{name}_trainable_rows")
+        self.multipliers = None
+        if has_multipliers:
+            self.multipliers = _number_for_each_row(
+                multipliers_of(table), self.variable.dtype, f"{name}_learning_rates"
             )
-        self.constraint = original.constraint
-        self.overwrite_with_gradient = original.overwrite_with_gradient
 
     @property
-    def path(self) -> str:
-        """The path of the original."""
-        return self._original_path
+    def state(self) -> list[keras.Variable]:
+        """The variables that say which rows train."""
+        return [self.ids] if self.multipliers is None else [self.ids, self.multipliers]
 
+    def masked(self) -> MaskedTable:
+        """The table with the rows that train now."""
+        with tf.init_scope():
+            ids, *multipliers = (on_first_device(variable).numpy() for variable in self.state)
+        rates = multipliers[0].astype(float) if multipliers else None
+        rows = Rows(ids, self.variable.shape[self.axis])
+        return MaskedTable(self.variable, rows, self.axis, rates)
 
-class MaskedTable:
-    """A table, its trainable rows, and the compact variable that stands for them."""
+    def take_rows(self, table: MaskedTable) -> None:
+        """Takes the rows of `table` for those that train from now on."""
+        self.compact.assign_rows(_rows_in_place(table))
+        self.ids.assign_rows(table.rows.ids)
+        if self.multipliers is not None:
+            self.multipliers.assign_rows(multipliers_of(table))
 
-    def __init__(self, target: Target):
-        self.variable = target.variable
-        self.rows = target.rows
-        self.axis = target.axis
-        self.ids = tf.constant(self.rows.ids)
-        self.positions = tf.constant(self.rows.positions)
-        self.places = places_of_elements(self.variable.shape, self.rows.ids, self.axis)
-        self.learning_rates = target.learning_rates
-        self.compact = StandIn(self.variable, self._rows_of(_on_this_replica(self.variable.value)))
+    def checked_ids(self) -> tf.Tensor:
+        """The ids, int64 of shape `(K,)`.
 
-    def compact_gradient(self, gradient: Gradient) -> tf.Tensor | None:
-        """The gradient of the compact variable, of that of the table."""
-        return compact_gradient(gradient, self.ids, self.positions, self.axis)
+        Where the inner optimizer relies on K, a function that was traced for
+        another K stops here before anything has moved; under XLA too, which
+        drops assertions but not shapes.
+        """
+        return self._checked(on_this_replica(self.ids.value))
 
     def gather(self, strategy: tf.distribute.Strategy) -> None:
         """Copies the trainable rows from the table to the compact variable."""
         strategy.extended.update(
             self.compact.value,
-            lambda compact, table: compact.assign(self._rows_of(table), read_value=False),
-            args=(self.variable.value,),
+            lambda compact, table, ids: compact.assign(
+                self._rows_of(table, self._checked(ids)), read_value=False
+            ),
+            args=(self.variable.value, self.ids.value),
             group=False,
         )
 
     def scatter(self, strategy: tf.distribute.Strategy) -> None:
         """Copies the trainable rows from the compact variable to the table."""
-        self._update(strategy, lambda table, compact: compact)
+        self._update(strategy, lambda before, after: after)
 
     def scatter_step(self, strategy: tf.distribute.Strategy) -> None:
         """Moves each row of the table by its share of the way to the compact variable's."""
-        if self.learning_rates is None:
+        if self.multipliers is None:
             self.scatter(strategy)
             return
         shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
-        shares = tf.reshape(tf.constant(self.learning_rates, self.compact.value.dtype), shape)
 
-        def moved(table, compact):
-            before, after = self._rows_of(table), tf.convert_to_tensor(compact)
+        def moved(before, after, multipliers):
+            shares = tf.reshape(multipliers.read_value(), shape)
             # The whole way must end on the same bits, which a sum may miss. Nor may a number
             # move that the inner optimizer left: inf - inf is NaN, and -0 + 0 is 0.
             whole = tf.logical_or(shares == 1, after == before)
             return tf.where(whole, after, before + shares * (after - before))
 
-        self._update(strategy, moved)
+        self._update(strategy, moved, self.multipliers.value)
 
-    def _update(self, strategy: tf.distribute.Strategy, rows: Callable[[Any, Any], Any]) -> None:
-        def write(table, compact):
-            if self.places is None:
-                return table.scatter_update(tf.IndexedSlices(rows(table, compact), self.ids))
-            return table.scatter_nd_update(self.places, rows(table, compact))
+    def _update(
+        self, strategy: tf.distribute.Strategy, rows: Callable[..., Any], *args: tf.Variable
+    ) -> None:
+        def write(table, ids, compact, *args):
+            ids = self._checked(ids)
+            values = rows(self._rows_of(table, ids), tf.convert_to_tensor(compact), *args)
+            if self.axis == 0:
+                return table.scatter_update(tf.IndexedSlices(values, ids))
+            return table.scatter_nd_update(
+                places_of_elements(self.variable.shape, ids, self.axis), values
+            )
 
         strategy.extended.update(
-            self.variable.value, write, args=(self.compact.value,), group=False
+            self.variable.value,
+            write,
+            args=(self.ids.value, self.compact.value, *args),
+            group=False,
         )
 
-    def _rows_of(self, table: tf.Variable) -> tf.Tensor:
+    def _checked(self, ids: tf.Variable) -> tf.Tensor:
+        length = [self.compact.fixed_length]
+        return tf.ensure_shape(ids.read_value(), length, name=TRACED_FOR_OTHER_ROWS)
+
+    def _rows_of(self, table: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
         # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
-        if self.places is None:
-            return tf.raw_ops.ResourceGather(
-                resource=table.handle, indices=self.ids, dtype=table.dtype
-            )
+        if self.axis == 0:
+            return tf.raw_ops.ResourceGather(resource=table.handle, indices=ids, dtype=table.dtype)
         # There is `ResourceGatherNd`, but not under XLA.
-        return tf.gather(table.read_value(), self.ids, axis=self.axis)
+        return tf.gather(table.read_value(), ids, axis=self.axis)
 
 
-def places_of_elements(shape: Sequence[int], ids: np.ndarray, axis: int) -> tf.Tensor | None:
-    """The index of each element in the rows `ids` along an axis; `None` for the first axis.
+# What TensorFlow's message calls the operation that stops.
+TRACED_FOR_OTHER_ROWS = "traced_for_other_rows__call_make_train_function_with_force"
+
+
+def stand_in_for(table: MaskedTable) -> StandIn:
+    """A variable that holds the trainable rows of a table, and answers to its path."""
+    return StandIn(table.variable, _rows_in_place(table), table.axis)
+
+
+def _rows_in_place(table: MaskedTable) -> np.ndarray:
+    return np.moveaxis(read_rows(table.variable, table.rows.ids, table.axis), 0, table.axis)
+
+
+def multipliers_of(table: MaskedTable) -> np.ndarray:
+    """The multiplier of each trainable row: float64 of shape `(K,)`."""
+    return np.ones(len(table.rows)) if table.learning_rates is None else table.learning_rates
+
+
+def places_of_elements(shape: Sequence[int], ids: tf.Tensor, axis: int) -> tf.Tensor:
+    """The index of each element in the rows `ids` along an axis: int64, as many axes and one more.
 
     TensorFlow writes whole rows of a variable along its first axis only, and
     single elements anywhere.
 
-    Returns:
-        int64 of the shape of the rows and one axis more, as long as `shape`.
+    Example:
+
+    >>> places_of_elements([2, 3], tf.constant([2], tf.int64), axis=1).numpy().tolist()
+    [[[0, 2]], [[1, 2]]]
     """
-    if axis == 0:
-        return None
-    along = [ids if place == axis else np.arange(size) for place, size in enumerate(shape)]
-    return tf.constant(np.stack(np.meshgrid(*along, indexing="ij"), axis=-1))
+    along = [
+        ids if place == axis else tf.range(size, dtype=ids.dtype)
+        for place, size in enumerate(shape)
+    ]
+    return tf.stack(tf.meshgrid(*along, indexing="ij"), axis=-1)
 
 
-def read_sparsely(table: keras.Variable) -> None:
-    """Makes every lookup in `table` read the rows it looks up, and no others.
-
-    Once a row has been written, TensorFlow copies a whole variable each time
-    it is read densely, and a Keras layer reads its table densely before it
-    gathers. `tf.gather` calls `sparse_read` of what it is given, where it has
-    one. `tf.nn.embedding_lookup`, with which Keras looks up ragged ids, does
-    not, and is told to below.
-    """
-    variable = table.value
-
-    def sparse_read(indices, name=None):
-        rows = _on_this_replica(variable).sparse_read(indices, name=name)
-        return tf.cast(rows, table.dtype)
-
-    table.sparse_read = sparse_read
-
-
-def reads_sparsely(table: keras.Variable) -> bool:
-    """Whether `read_sparsely` has been called for a table."""
-    return hasattr(table, "sparse_read")
-
-
-@tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
-def _embedding_lookup(params, ids, max_norm=None, name=None):
-    """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
-    is_ours = isinstance(params, keras.Variable) and reads_sparsely(params)
-    if max_norm is not None or not is_ours:
-        return NotImplemented  # TensorFlow does it
-    return tf.ragged.map_flat_values(lambda flat_ids: tf.gather(params, flat_ids, name=name), ids)
-
-
-def _on_this_replica(variable: tf.Variable) -> tf.Variable:
-    """A mirrored variable's component on this replica; any other variable itself."""
-    components = tf.distribute.get_strategy().experimental_local_results(variable)
-    context = tf.distribute.get_replica_context()
-    if len(components) == 1 or context is None:
-        return components[0]
-    return components[tf.get_static_value(context.replica_id_in_sync_group) % len(components)]
+def _number_for_each_row(values: np.ndarray, dtype: str, name: str) -> Any:
+    variable = keras.Variable(
+        values,
+        dtype=dtype,
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+        name=name,
+    )
+    make_row_variable(variable, axis=0, any_length=True)
+    return variable

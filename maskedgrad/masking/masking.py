@@ -1,139 +1,136 @@
-"""What an optimizer masks: its tables, and what is done with all of them."""
+"""What a built optimizer masks."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from maskedgrad.distribute.workers import check_workers_agree, facts_about, spans_workers
-from maskedgrad.masking.compact import MaskedTable, read_sparsely
-from maskedgrad.masking.multipliers import with_learning_rates
-from maskedgrad.masking.state import nested_optimizers
-from maskedgrad.masking.targets import SavedTarget, Target, resolve_targets
+from maskedgrad.distribute.workers import check_workers_agree, spans_workers
+from maskedgrad.masking.compact import CompactTable
+from maskedgrad.masking.gradients import Gradient, compact_gradient
+from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
+from maskedgrad.masking.state import RowState
+from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
+from maskedgrad.rows.asked import Asked
+from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.version import __version__
 
 
-class Plan:
-    """What an optimizer masks.
+class Masking:
+    """What a built optimizer masks.
 
     A plain object, since Keras and TensorFlow take a variable that an
     optimizer holds as an attribute for a part of the optimizer's state.
+
+    Args:
+        tables: the tables, with the rows that train at first.
+        asked: what was asked for, with the variables that are trained.
+        inner_optimizer: the inner optimizer, which is built here.
+
+    Raises:
+        ValueError: workers were started with different tables, rows or versions.
     """
 
-    def __init__(self, trainable_rows: dict[Any, Any], row_learning_rates: dict[Any, Any]):
-        self.trainable_rows = trainable_rows
-        self.row_learning_rates = row_learning_rates
+    def __init__(
+        self,
+        tables: Sequence[MaskedTable],
+        asked: Asked,
+        inner_optimizer: keras.optimizers.Optimizer,
+    ):
         self.strategy = tf.distribute.get_strategy()
-        self.decay_exclusions: tuple[list[Any], list[str]] | None = None
-        self.variables: list[keras.Variable] = []
-        self.tables: list[MaskedTable] = []
-        self.rows_after_loading: dict[Any, Any] | None = None
-        self.is_current: tf.Variable | None = None
-        self.num_changes = 0
+        self._check_workers_agree(tables)
+        self.variables = list(asked.variables or [])
+        self._state = RowState(inner_optimizer, self.variables, tables)
+        rated = {id(table.variable) for table, _ in asked.rated(self.variables)}
+        self.tables = [CompactTable(table, id(table.variable) in rated) for table in tables]
+        if asked.decay_exclusions is not None:
+            var_list, var_names = asked.decay_exclusions
+            for optimizer in nested_optimizers(inner_optimizer):
+                optimizer.exclude_from_weight_decay(self.compact_variables(var_list), var_names)
+        check_unbuilt(inner_optimizer)  # whatever it does when a copy is built
+        inner_optimizer.build(self.compact_variables(self.variables))
+        self._state.follow_rows(inner_optimizer, self.tables)
+        self.inner_optimizer = inner_optimizer
 
-    def resolve(
-        self, trainable_rows: Mapping[Any, Any], variables: Sequence[keras.Variable]
-    ) -> list[Target]:
-        """The tables that `trainable_rows` names, with what trains of them and how fast.
+    def masked_tables(self) -> list[MaskedTable]:
+        """The tables, with the rows that train now."""
+        return [table.masked() for table in self.tables]
+
+    def row_state(self) -> list[tuple[keras.Variable, MaskedTable]]:
+        """The state that has an entry for each trainable row, with the table of these."""
+        tables = self.masked_tables()
+        state = self._state.of(self.inner_optimizer)
+        return [(variable, tables[axis.table]) for variable, axis in state]
+
+    def change_rows(self, tables: Sequence[MaskedTable]) -> None:
+        """Lets the rows of `tables` train from now on, with their state.
 
         Raises:
-            TypeError, ValueError: that, or `row_learning_rates`, does not fit
-                `variables`.
+            ValueError: the state of the inner optimizer cannot follow. Nothing has changed then.
         """
-        targets = resolve_targets(trainable_rows, variables)
-        return with_learning_rates(targets, self.row_learning_rates, variables)
+        before = self.masked_tables()
+        self._check_workers_agree(tables)
+        values = self._state.values_for(self.inner_optimizer, before, tables)
+        state = [variable for variable, _ in self._state.of(self.inner_optimizer)]
+        kept = [variable.numpy() for variable in state]
+        try:
+            self._take(tables, state, values)
+        except BaseException:
+            self._take(before, state, kept)
+            raise
 
-    def set_tables(self, targets: Sequence[Target], variables: list[keras.Variable]) -> None:
-        """Takes the tables of `targets` for what is masked among `variables` from now on.
+    def _take(
+        self, tables: Sequence[MaskedTable], state: Sequence[Any], values: Sequence[np.ndarray]
+    ) -> None:
+        for compact_table, table in zip(self.tables, tables, strict=True):
+            compact_table.take_rows(table)
+        for variable, value in zip(state, values, strict=True):
+            variable.assign_rows(value)
 
-        Raises:
-            ValueError: workers were started with different tables, rows or versions.
-        """
-        if spans_workers(tf.distribute.get_strategy()):
-            check_workers_agree(tf.distribute.get_strategy(), facts_about(targets))
-        self.variables = variables
-        self.tables = [MaskedTable(target) for target in targets]
-        for table in self.tables:
-            read_sparsely(table.variable)
-        if self.is_current is not None:
-            self.is_current.assign(False)
-        self.is_current = tf.Variable(
-            True,
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            name="is_current",
-        )
-        self.num_changes += 1
-
-    def check_current(self) -> list[tf.Operation]:
-        """What stops a function that is traced here once other rows train."""
-        check = tf.debugging.Assert(
-            self.is_current,
-            [
-                "This function was traced before `set_trainable_rows` was called, and would train "
-                "the rows of before. Trace it again: for a `keras.Model`, "
-                "`model.make_train_function(force=True)`."
-            ],
-        )
-        return [check] if check is not None else []
+    def _check_workers_agree(self, tables: Sequence[MaskedTable]) -> None:
+        if spans_workers(self.strategy):
+            check_workers_agree(self.strategy, _facts_about(tables))
 
     def compact_variables(self, variables: Iterable[Any]) -> list[Any]:
         """The same variables, with a compact one in the place of each table."""
         compact = {id(table.variable): table.compact for table in self.tables}
         return [compact.get(id(variable), variable) for variable in variables]
 
-    def exclude_from_weight_decay(self, inner_optimizer: keras.optimizers.Optimizer) -> None:
-        """Passes on to an inner optimizer what is excluded, in terms that it knows."""
-        if self.decay_exclusions is None:
-            return
-        var_list, var_names = self.decay_exclusions
-        for optimizer in nested_optimizers(inner_optimizer):
-            optimizer.exclude_from_weight_decay(
-                var_list=self.compact_variables(var_list), var_names=var_names
-            )
+    def step(
+        self,
+        gradients: Sequence[Gradient],
+        variables: Sequence[Any],
+        apply: Callable[[list[Gradient], list[Any]], None],
+    ) -> None:
+        """Lets `apply` make a step on the trainable rows, and on all other variables.
 
-    def saved_rows(self) -> dict[Any, Any]:
-        """`trainable_rows`, by what names a table in a model that is loaded."""
-        if not self.tables:
-            return self.trainable_rows
-        return {self._saved(table): table.rows for table in self.tables}
-
-    def saved_learning_rates(self) -> dict[Any, Any]:
-        """`row_learning_rates`, by what names a table in a model that is loaded."""
-        if not self.tables or not self.row_learning_rates:
-            return self.row_learning_rates
-        return {
-            self._saved(target): rates
-            for given, rates in self.row_learning_rates.items()
-            for target in resolve_targets({given: slice(None)}, self.variables)
-        }
-
-    def targets(self) -> list[Target]:
-        """The tables that are masked, with what trains of them and how fast."""
-        return [
-            Target(table.variable, table.rows, table.axis, table.learning_rates)
-            for table in self.tables
-        ]
-
-    def _saved(self, table: Target | MaskedTable) -> SavedTarget:
-        ids = [id(variable) for variable in self.variables]
-        return SavedTarget(table.variable.path, ids.index(id(table.variable)), table.axis)
+        Args:
+            gradients: of `variables`.
+            variables: what is to be trained, tables among it.
+            apply: takes gradients and variables, of shape `(K, ...)` for a table.
+        """
+        tables = {id(table.variable): (table, table.checked_ids()) for table in self.tables}
+        with tf.control_dependencies([ids for _, ids in tables.values()]):
+            selected = []
+            for gradient, variable in zip(gradients, variables, strict=True):
+                table, ids = tables.get(id(variable), (None, None))
+                selected.append(compact_gradient(gradient, ids, table.axis) if table else gradient)
+            self.gather()
+            apply(selected, self.compact_variables(variables))
+            self._for_each_table(CompactTable.scatter_step)
 
     def gather(self) -> None:
         """Copies the trainable rows of every table to its compact variable."""
-        self._for_each_table(MaskedTable.gather)
+        self._for_each_table(CompactTable.gather)
 
     def scatter(self) -> None:
         """Copies the trainable rows of every table back from its compact variable."""
-        self._for_each_table(MaskedTable.scatter)
-
-    def scatter_step(self) -> None:
-        """Moves the trainable rows of every table by their shares of the inner optimizer's step."""
-        self._for_each_table(MaskedTable.scatter_step)
+        self._for_each_table(CompactTable.scatter)
 
     def _for_each_table(
-        self, update: Callable[[MaskedTable, tf.distribute.Strategy], None]
+        self, update: Callable[[CompactTable, tf.distribute.Strategy], None]
     ) -> None:
         def update_all(strategy: tf.distribute.Strategy) -> None:
             for table in self.tables:
@@ -142,42 +139,21 @@ class Plan:
         tf.__internal__.distribute.interim.maybe_merge_call(update_all, self.strategy)
 
 
-@tf.autograph.experimental.do_not_convert
-def outside_of_graphs(
-    function: Callable[[], None], strategy: tf.distribute.Strategy | None = None
-) -> None:
-    """Calls `function` eagerly, also where `tf.function` is tracing, in a thread of its own.
-
-    There it is in the scope of `strategy`; of that around the call if not given.
-
-    Where the first batch builds the model and the optimizer, that happens in a
-    trace. What the optimizer makes must outlive the graph of that trace, and
-    must be made when the tables hold values, which they do from the second
-    trace on; there, TensorFlow makes no variable, not even in `tf.init_scope`.
-    A graph is known to the thread that traces it only. Nor is it known to
-    another thread that Keras tracks no variables, which holds where a
-    `LossScaleOptimizer` builds what it wraps.
-    """
-    strategy = strategy or tf.distribute.get_strategy()
-
-    def call_in_scope() -> None:
-        with strategy.scope():
-            function()
-
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        executor.submit(call_in_scope).result()
-
-
-def trace_again() -> None:
-    """Makes the train function of a `keras.Model` that is being traced start over.
-
-    TensorFlow traces again after a first trace that makes a variable, so that
-    what it runs makes none. This variable serves for nothing else. A function
-    of other making may be in a later trace, where TensorFlow allows none.
-    """
-    if not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name == _KERAS_TRACES:
-        tf.Variable(0.0, trainable=False, name="trace_again")
-
-
-# What Keras calls the function that it traces, and has no public way to tell.
-_KERAS_TRACES = "one_step_on_data"
+def _facts_about(tables: Iterable[MaskedTable]) -> dict[str, str]:
+    """What the workers that train `tables` must agree on."""
+    facts = {
+        "the version of maskedgrad": __version__,
+        "the version of Keras": keras.__version__,
+        "the version of TensorFlow": tf.__version__,
+    }
+    for table in tables:
+        path, variable, rates = table.path, table.variable, table.learning_rates
+        rows = f"{table.rows.get_config()['rows']} of axis {table.axis}"
+        digest = digest_of_rows(chunks_of_rows(variable), np.ones(variable.shape[0], bool))
+        facts |= {
+            f"the shape and dtype of {path!r}": f"{tuple(variable.shape)} {variable.dtype}",
+            f"the rows of {path!r} that train": rows,
+            f"the learning rates of rows of {path!r}": str(rates if rates is None else [*rates]),
+            f"the values of {path!r}, by their SHA-256": digest,
+        }
+    return facts

@@ -6,7 +6,6 @@ optimizer never sees a frozen row, so it cannot move one.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,28 +13,36 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.compact import read_sparsely, reads_sparsely
 from maskedgrad.masking.gradients import Gradient
-from maskedgrad.masking.masking import Plan, outside_of_graphs, trace_again
-from maskedgrad.masking.multipliers import (
-    check_row_learning_rates,
+from maskedgrad.masking.inner import check_unbuilt, checked_inner_optimizer, made
+from maskedgrad.masking.masking import Masking
+from maskedgrad.masking.row_ids import RowIds
+from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
+from maskedgrad.masking.variables import read_sparsely, reads_sparsely
+from maskedgrad.rows.asked import Asked
+from maskedgrad.rows.saved import (
     decode_row_learning_rates,
-    encode_row_learning_rates,
-)
-from maskedgrad.masking.state import carry_over_state, clone_optimizer, nested_optimizers
-from maskedgrad.masking.targets import (
-    AlongAxis,
-    Target,
-    built_variables,
-    check_trainable_rows,
     decode_trainable_rows,
+    encode_row_learning_rates,
     encode_trainable_rows,
-    identities,
-    listed,
-    resolve_targets,
 )
-from maskedgrad.messages import shorten
-from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import (
+    AlongAxis,
+    MaskedTable,
+    check_same_tables,
+    variables_before_build,
+)
+
+
+def _of_inner(name: str, doc: str) -> Any:
+    """A property of the inner optimizer, which can be set where that can."""
+
+    def set_it(optimizer: Any, value: Any) -> None:
+        # Keras sets some while the optimizer is made, before there is an inner one.
+        if optimizer.inner_optimizer is not None:
+            setattr(optimizer.inner_optimizer, name, value)
+
+    return property(lambda optimizer: getattr(optimizer.inner_optimizer, name), set_it, doc=doc)
 
 
 @keras.saving.register_keras_serializable(package="maskedgrad")
@@ -69,9 +76,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     Raises:
         TypeError: `inner_optimizer` is not a Keras 3 optimizer, or a target
             or its rows are of another type.
-        ValueError: `inner_optimizer` is built already or masks rows already,
-            Keras does not run on TensorFlow, or the rows are not valid. What
-            depends on the variables is checked by `build`.
+        ValueError: `inner_optimizer` is built or masks rows already, Keras does
+            not run on TensorFlow, or the rows are not valid. What depends on
+            the variables is checked by `build`.
 
     Example:
 
@@ -85,49 +92,100 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     """
 
     inner_optimizer: Any = None
+    iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
+    learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
+    loss_scale_factor = _of_inner("loss_scale_factor", "The inner optimizer's loss scale factor.")
+    optimizers = _of_inner("optimizers", "Those of an inner `MultiOptimizer`, set one by one.")
 
     def __init__(
         self,
         inner_optimizer: Any,
         trainable_rows: Mapping[Any, Any],
-        name=None,
+        name: str | None = None,
         row_learning_rates: Mapping[Any, Any] | None = None,
     ):
-        _check_backend()
-        inner_optimizer = _checked_inner_optimizer(inner_optimizer)
-        check_trainable_rows(trainable_rows)
-        rates = check_row_learning_rates(row_learning_rates)
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "maskedgrad needs Keras to run on TensorFlow. Received: the backend "
+                f"{keras.backend.backend()!r}. Set the environment variable "
+                'KERAS_BACKEND="tensorflow" before Keras is imported.'
+            )
+        inner_optimizer = checked_inner_optimizer(inner_optimizer, MaskedOptimizer)
+        asked = Asked(trainable_rows, row_learning_rates)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         # The function that builds the optimizer looks up first, and must read sparsely too.
-        for target in trainable_rows:
-            for table in built_variables(target):
+        for target, _ in asked.rows:
+            for table in variables_before_build(target):
                 read_sparsely(table)
-        self._plan = Plan(dict(trainable_rows), rates)
+        self._asked = asked
+        self._masking: Any = None  # a `Masking`, once built
+        self.chosen_row_ids: RowIds | None = None
+        self._num_row_changes = 0
 
     @property
     def trainable_rows(self) -> dict[Any, Any]:
-        """The rows of each table: by path once built, and before as given."""
-        self._finish_loading()
-        if self.built:
-            return {
-                AlongAxis(table.variable.path, table.axis)
-                if table.axis
-                else table.variable.path: table.rows
-                for table in self._plan.tables
-            }
-        return dict(self._plan.trainable_rows)
+        """The rows of each table: by path once built, and before as given.
+
+        Raises:
+            ValueError: two tables have one path. `masked_tables` lists them.
+        """
+        if self._masking is None:
+            return dict(self._asked.trainable_rows)
+        tables = self._masking.masked_tables()
+        by_path = {AlongAxis(t.path, t.axis) if t.axis else t.path: t.rows for t in tables}
+        if len(by_path) != len(tables):
+            raise ValueError(
+                "Two tables have one path, since their layers have one name. "
+                f"Received: {tables}. `masked_tables()` lists them, with their variables."
+            )
+        return by_path
+
+    def masked_tables(self, variables: Sequence[keras.Variable] | None = None) -> list[MaskedTable]:
+        """The tables that are masked, with the rows that train now.
+
+        Args:
+            variables: all trainable variables of the model; to ask before the
+                optimizer is built.
+
+        Returns:
+            A list of `MaskedTable`, in the order of the variables; empty where
+            the optimizer is not built and no `variables` are given. Each is a
+            target too, by which `set_trainable_rows` knows its table.
+
+        Raises:
+            TypeError, ValueError: the optimizer is not built, and
+                `trainable_rows` does not fit `variables`.
+
+        Example:
+
+        >>> table = keras.Variable(np.ones((4, 2), "float32"), name="table")
+        >>> optimizer = MaskedOptimizer("adam", {"table": [0, 1]})
+        >>> optimizer.masked_tables([table])
+        [MaskedTable('table', Rows('0:2', num_rows=4))]
+        """
+        if self._masking is not None:
+            return self._masking.masked_tables()
+        return [] if variables is None else self._asked.tables(list(variables))
+
+    def check_rows(
+        self, trainable_rows: Mapping[Any, Any], variables: Sequence[Any]
+    ) -> list[MaskedTable]:
+        """What `set_trainable_rows` would let train of `variables`, without a change."""
+        asked = self._asked.but(trainable_rows=trainable_rows)
+        return check_same_tables(asked.tables(variables), self.masked_tables(variables))
 
     def set_trainable_rows(self, trainable_rows: Mapping[Any, Any]) -> None:
         """Changes which rows train from the next step on.
 
         Rows that stay keep their state. Rows that leave are frozen at once, with
         no momentum left to move them. Rows that join start with fresh state; the
-        count of `iterations` goes on. `inner_optimizer` is another object then.
+        count of `iterations` goes on. No function is traced again.
 
-        A function that was traced before trains the rows of before, and stops
-        with an error (under XLA it cannot). A `MaskedModel` renews its own; for
-        a stock `keras.Model` call `model.make_train_function(force=True)`.
+        With some optimizers a function is traced for a fixed number of rows:
+        Muon, and all that accumulate gradients. Where that number changes, a
+        `MaskedModel` renews its function. A stock `keras.Model` stops with an
+        error, and no row moves, until `model.make_train_function(force=True)`.
 
         Args:
             trainable_rows: a mapping from target to rows, which names the
@@ -135,7 +193,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             TypeError, ValueError: `trainable_rows` is not valid or names other
-                tables. Nothing has changed then.
+                tables, or the inner optimizer keeps state that cannot follow.
+                Nothing has changed then.
 
         Example:
 
@@ -146,27 +205,14 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         >>> optimizer.trainable_rows
         {'table': Rows('1:3', num_rows=4)}
         """
-        check_trainable_rows(trainable_rows)
-        self._finish_loading()
-        if not self.built:
-            self._plan.trainable_rows = dict(trainable_rows)
-            return
-        targets = self._plan.resolve(trainable_rows, self._plan.variables)
-        if identities(targets) != identities(self._plan.tables):
-            raise ValueError(
-                "`trainable_rows` must name the tables that have trainable rows now, since a "
-                "table that is not named trains whole, and along the same axes. "
-                f"Expected: {listed(self._plan.tables)}. Received: {listed(targets)}"
-            )
-        outside_of_graphs(lambda: self._change_rows(targets), self._plan.strategy)
+        if self._masking is not None:
+            self._change_rows(self.check_rows(trainable_rows, self._masking.variables))
+        self._asked = self._asked.but(trainable_rows=trainable_rows)
 
-    def _change_rows(self, targets: list[Target]) -> None:
-        old, plan = self.inner_optimizer, self._plan
-        new, old_tables = clone_optimizer(old), plan.tables
-        plan.set_tables(targets, plan.variables)
-        self.inner_optimizer = new
-        self._build_inner_optimizer()
-        carry_over_state(old, new, old_tables, plan.tables, plan.variables)
+    def _change_rows(self, tables: Sequence[MaskedTable]) -> None:
+        masking = self._masking
+        outside_of_graphs(lambda: masking.change_rows(tables), masking.strategy)
+        self._num_row_changes += 1
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Finds the tables among `variables` and builds the inner optimizer.
@@ -178,138 +224,126 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        targets = self._plan.resolve(self._plan.trainable_rows, variables)
-        _check_unbuilt(self.inner_optimizer)
-        was_read_densely = not all(reads_sparsely(target.variable) for target in targets)
-        outside_of_graphs(lambda: self._build(targets, variables))
+        tables = self._asked.tables(variables)
+        check_unbuilt(self.inner_optimizer)
+        was_read_densely = not all(reads_sparsely(table.variable) for table in tables)
+        self.prepare(variables)
+        outside_of_graphs(lambda: self._build(tables), tf.distribute.get_strategy())
         if self.built and was_read_densely:
             trace_again()
 
-    def prepare(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes what looks up in the tables read sparsely, as `build` does, without any state.
-
-        Called by `MaskedModel.compile`, so that a step which is traced before
-        the optimizer is built does not read a table whole ever after.
-
-        Raises:
-            TypeError, ValueError: as `build` does.
-        """
-        if not self.built:
-            for target in self._plan.resolve(self._plan.trainable_rows, list(variables)):
-                read_sparsely(target.variable)
-
-    def _build(self, targets: list[Target], variables: list[keras.Variable]) -> None:
-        if not all(target.variable.value.is_initialized() for target in targets):
-            for target in targets:
-                read_sparsely(target.variable)  # in the next trace
-            return
-        self._plan.set_tables(targets, variables)
-        self._build_inner_optimizer()
+    def _build(self, tables: list[MaskedTable]) -> None:
+        if not all(table.variable.value.is_initialized() for table in tables):
+            return  # until the next trace
+        masking = Masking(tables, self._asked, self.inner_optimizer)
+        self._masking = masking
+        self.chosen_row_ids = RowIds(masking.tables, masking.variables, self._change_rows)
+        self._num_row_changes += 1
         # Keras would record the variables here, and every checkpoint would hold them.
         super().build([])
 
-    def _build_inner_optimizer(self) -> None:
-        self._plan.exclude_from_weight_decay(self.inner_optimizer)
-        self.inner_optimizer.build(self._plan.compact_variables(self._plan.variables))
+    def prepare(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes lookups in the tables sparse, as `build` does, and notes where the tables are.
 
-    def apply(self, grads: Iterable[Gradient], trainable_variables=None) -> None:
+        For `MaskedModel.compile`: a step that is traced before the optimizer is
+        built would read a table whole ever after. Raises what `build` does.
+        """
+        if not self.built:
+            for table in self._asked.tables(list(variables)):
+                read_sparsely(table.variable)
+            self._asked = self._asked.but(variables=list(variables))
+
+    def apply(
+        self,
+        grads: Iterable[Gradient],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
         """One step of the inner optimizer on what trains.
 
         Args:
-            grads: a gradient for each variable: a tensor, `tf.IndexedSlices`
-                or `None`.
+            grads: for each variable a tensor, `tf.IndexedSlices` or `None`.
             trainable_variables: the variables; those of `build` if not given.
         """
         grads = list(grads)
         if not grads:
             return
         if trainable_variables is None:
-            if not self.built:
+            if self._masking is None:
                 raise ValueError(
                     "An optimizer that is not built must be given the variables: "
                     "`optimizer.apply(grads, trainable_variables)`. "
                     f"Received: {len(grads)} gradients and no variables"
                 )
-            trainable_variables = self._plan.variables
+            trainable_variables = self._masking.variables
         trainable_variables = list(trainable_variables)
         self.build(trainable_variables)
-        if not self.built:
-            _fail_if_run()
+        if self._masking is None:
+            fail_if_run()
             return
-        grads, variables = self.select_trainable(grads, trainable_variables)
-        with tf.control_dependencies(self._plan.check_current()):
-            self._plan.gather()
-            self.inner_optimizer.apply(grads, variables)
-            self._plan.scatter_step()
+        self._masking.step(grads, trainable_variables, self.inner_optimizer.apply)
 
-    def apply_gradients(self, grads_and_vars) -> Any:
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Gradient, Any]]) -> Any:
         """`apply` for pairs of gradient and variable. Returns `iterations`."""
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
-    def select_trainable(
-        self, grads: Sequence[Gradient], variables: Sequence[Any]
-    ) -> tuple[list[Gradient], list[Any]]:
-        """Gradients and variables with each table replaced by its trainable rows.
-
-        `apply` accepts these in place of what they were made from. An
-        optimizer around this one that looks at gradients, such as
-        `LossScaleOptimizer`, then sees what trains and nothing else.
-
-        Returns:
-            The gradients, of shape `(K, ...)` for a table, and the variables.
-        """
-        self._finish_loading()
-        tables = {id(table.variable): table for table in self._plan.tables}
-        grads = [
-            tables[id(variable)].compact_gradient(grad) if id(variable) in tables else grad
-            for grad, variable in zip(grads, variables, strict=True)
-        ]
-        return grads, self._plan.compact_variables(variables)
-
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Lets the inner optimizer set final values, of trainable rows only."""
-        with self.gathered_rows():
-            self.inner_optimizer.finalize_variable_values(self._plan.compact_variables(var_list))
+        with self.gathered_rows() as compact_variables:
+            self.inner_optimizer.finalize_variable_values(compact_variables(var_list))
 
     @contextlib.contextmanager
-    def gathered_rows(self) -> Iterator[None]:
+    def gathered_rows(self) -> Iterator[Callable[[Iterable[Any]], list[Any]]]:
         """A context in which the inner optimizer's variables hold the trainable rows.
 
-        For what assigns the variables of an optimizer between steps, as
-        `callbacks.SwapEMAWeights` does: the rows go back to the tables after it.
-        After an exception nothing goes back.
+        For what assigns an optimizer's variables between steps. The rows go back
+        to the tables after it, but not after an exception. It gives a function
+        from variables to what the inner optimizer has in their place.
         """
-        self._finish_loading()
-        self._plan.gather()
-        yield
-        self._plan.scatter()
+        self._masking.gather()
+        yield self._masking.compact_variables
+        self._masking.scatter()
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None) -> None:
-        """Excludes variables from the inner optimizer's weight decay.
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Excludes variables, tables among them, from the inner optimizer's weight decay.
 
         Call it on this optimizer, before it is built: a table is known to the
-        inner optimizer by its trainable rows only.
-
-        Args:
-            var_list: variables, tables among them.
-            var_names: strings; a variable is excluded whose name holds one.
+        inner optimizer by its trainable rows only. The arguments are those of
+        `keras.optimizers.Optimizer.exclude_from_weight_decay`.
         """
         if self.built:
             raise ValueError(
                 "`exclude_from_weight_decay()` must be called before the optimizer is built."
             )
-        self._plan.decay_exclusions = list(var_list or []), list(var_names or [])
+        exclusions = list(var_list or []), list(var_names or [])
+        self._asked = self._asked.but(decay_exclusions=exclusions)
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Any) -> Any:
         """The inner optimizer's `scale_loss`."""
         return self.inner_optimizer.scale_loss(loss)
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The state of the inner optimizer, of shape `(K, ...)` for a table."""
-        self._finish_loading()
-        return self.inner_optimizer.variables
+        """The inner optimizer's variables, of shape `(K, ...)` for a table; then the row ids."""
+        row_ids = [] if self.chosen_row_ids is None else self.chosen_row_ids.variables
+        return [*self.inner_optimizer.variables, *row_ids]
+
+    def row_state(self) -> list[tuple[keras.Variable, MaskedTable]]:
+        """The state that has an entry for each trainable row, with the table of these."""
+        return [] if self._masking is None else self._masking.row_state()
+
+    @property
+    def fixed_lengths(self) -> tuple[int | None, ...]:
+        """For each table, the number of rows that functions are traced for; `None` for any."""
+        tables = [] if self._masking is None else self._masking.tables
+        return tuple(table.compact.fixed_length for table in tables)
+
+    @property
+    def num_row_changes(self) -> int:
+        """How many times rows have been chosen, by `build` and since."""
+        return self._num_row_changes
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets `variables`, in their order."""
@@ -322,62 +356,22 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
 
-    @property
-    def num_row_changes(self) -> int:
-        """How many times rows have been chosen: by `build`, and by `set_trainable_rows` since."""
-        return self._plan.num_changes
-
-    @property
-    def iterations(self):
-        """The number of steps that the inner optimizer has made."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self):
-        """The inner optimizer's learning rate. It can be set."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def optimizers(self) -> list[keras.optimizers.Optimizer]:
-        """Those of an inner `MultiOptimizer`, whose learning rates callbacks set one by one.
-
-        Raises:
-            AttributeError: the inner optimizer is no `MultiOptimizer`.
-        """
-        return self.inner_optimizer.optimizers
-
-    @property
-    def loss_scale_factor(self):
-        """The inner optimizer's loss scale factor. It can be set."""
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, value):
-        # Keras sets it while the optimizer is made, before there is an inner one.
-        if self.inner_optimizer is not None:
-            self.inner_optimizer.loss_scale_factor = value
-
     def get_config(self) -> dict[str, Any]:
         """A JSON value from which `from_config` makes the same optimizer, without its state."""
-        self._finish_loading()
+        asked = self._asked
+        if self._masking is not None:
+            rows = {table: table.rows for table in self._masking.masked_tables()}
+            asked = asked.but(trainable_rows=rows)
         return {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
-            "trainable_rows": encode_trainable_rows(self._plan.saved_rows()),
-            "row_learning_rates": encode_row_learning_rates(self._plan.saved_learning_rates()),
+            "trainable_rows": encode_trainable_rows(asked.saved_rows()),
+            "row_learning_rates": encode_row_learning_rates(asked.saved_rates()),
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects=None) -> "MaskedOptimizer":
-        """The inverse of `get_config`.
-
-        Raises:
-            TypeError, ValueError: `config` is not what `get_config` returns.
-        """
+        """The inverse of `get_config`. Raises a `TypeError` or `ValueError` for anything else."""
         absent = {"name", "inner_optimizer", "trainable_rows"} - set(config)
         if absent:
             raise ValueError(
@@ -385,7 +379,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 f"trainable_rows. Received one without {sorted(absent)}"
             )
         return cls(
-            _made(
+            made(
                 keras.saving.deserialize_keras_object,
                 config["inner_optimizer"],
                 custom_objects=custom_objects,
@@ -395,112 +389,12 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             row_learning_rates=decode_row_learning_rates(config.get("row_learning_rates", [])),
         )
 
-    def save_own_variables(self, store) -> None:
-        """Called by Keras, which lets the inner optimizer save its state itself."""
-        for index, rows in enumerate(self.trainable_rows.values() if self.built else []):
-            store[str(index)] = rows.ids
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: `RowIds` and the inner optimizer, which Keras finds here, save theirs."""
 
-    def load_own_variables(self, store) -> None:
-        """Called by Keras, which lets the inner optimizer load its state next.
+    def load_own_variables(self, store: Any) -> None:
+        """Loads nothing, as `save_own_variables` saves nothing."""
 
-        If that is of other rows than train now, rows of both keep their state,
-        and all others start fresh.
-        """
-        if not self.built or len(store.keys()) != len(self._plan.tables):
-            return  # the inner optimizer warns of it
-        saved = {
-            target: Rows(np.asarray(store[str(index)]), rows.num_rows)
-            for index, (target, rows) in enumerate(self._plan.saved_rows().items())
-        }
-        current = self._plan.saved_rows()
-        if saved == current:
-            return
-        for target, rows in current.items():
-            kept = len(np.intersect1d(rows.ids, saved[target].ids))
-            warnings.warn(
-                f"The optimizer was saved with other trainable rows of {target.path!r}: "
-                f"{kept} rows keep their state, and {len(rows) - kept} start fresh.",
-                stacklevel=2,
-            )
-        # All rows that have state in the file, those of multiplier 0 too.
-        targets = resolve_targets(saved, self._plan.variables)
-        outside_of_graphs(lambda: self._change_rows(targets), self._plan.strategy)
-        self._plan.rows_after_loading = current
-
-    def _finish_loading(self) -> None:
-        rows, self._plan.rows_after_loading = self._plan.rows_after_loading, None
-        if rows is not None:
-            self.set_trainable_rows(rows)
-
-
-def masked_optimizer_in(optimizer: Any) -> Any:
-    """The `MaskedOptimizer` that `optimizer` is, or wraps at any depth; `None` if there is none."""
-    while optimizer is not None and not isinstance(optimizer, MaskedOptimizer):
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return optimizer
-
-
-def _check_backend() -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "maskedgrad needs Keras to run on TensorFlow. "
-            f"Received: the backend {keras.backend.backend()!r}. "
-            'Set the environment variable KERAS_BACKEND="tensorflow" before Keras is imported.'
-        )
-
-
-def _checked_inner_optimizer(identifier: Any) -> keras.optimizers.Optimizer:
-    if isinstance(identifier, (str, dict)):
-        optimizer = _made(keras.optimizers.get, identifier)
-    else:
-        optimizer = identifier
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`inner_optimizer` must be a Keras 3 optimizer, or what `keras.optimizers.get` takes "
-            f"for one. Received: {optimizer!r} of type "
-            f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. "
-            "Optimizers of `tf_keras` and of PyTorch have a counterpart in `keras.optimizers`."
-        )
-    if any(isinstance(nested, MaskedOptimizer) for nested in nested_optimizers(optimizer)):
-        raise ValueError(
-            "`inner_optimizer` must not mask rows itself. Received: a `MaskedOptimizer`. "
-            "Name all the tables in the `trainable_rows` of one."
-        )
-    _check_unbuilt(optimizer)
-    return optimizer
-
-
-def _made(make: Callable[..., Any], config: Any, **kwargs: Any) -> Any:
-    """What a function of Keras makes of the config of an inner optimizer."""
-    try:
-        return make(config, **kwargs)
-    except (TypeError, ValueError):
-        raise
-    except Exception as error:
-        # Keras does not say what it raises for a config that lacks something.
-        raise ValueError(
-            "The config of `inner_optimizer` must be what "
-            f"`keras.saving.serialize_keras_object` returns. Received: {shorten(config)}, of "
-            f"which Keras makes nothing: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_unbuilt(optimizer: keras.optimizers.Optimizer) -> None:
-    if optimizer.built:
-        raise ValueError(
-            "`inner_optimizer` must not be built yet, because its state would be that of whole "
-            f"tables. Received: the built optimizer {optimizer.name!r}. Make a fresh one: "
-            "`type(optimizer).from_config(optimizer.get_config())`."
-        )
-
-
-def _fail_if_run() -> None:
-    # This is the trace in which `tf.function` makes the variables. It traces
-    # again once they hold values, and runs what it traced then.
-    tf.debugging.Assert(
-        False,
-        [
-            "The tables held no value yet when MaskedOptimizer was built. "
-            "Build the model and the optimizer before this function is called."
-        ],
-    )
+    def __repr__(self) -> str:
+        rows = self._asked.trainable_rows if self._masking is None else self.masked_tables()
+        return f"MaskedOptimizer({type(self.inner_optimizer).__name__}, {rows})"

@@ -1,140 +1,203 @@
-"""The state of an inner optimizer by rows: carrying it over to another set of rows."""
+"""Row state: what an inner optimizer keeps for each trainable row, found by trial."""
 
-from collections.abc import Iterator, Sequence
+import numbers
+import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.compact import MaskedTable, StandIn
+from maskedgrad.masking.compact import CompactTable, stand_in_for
+from maskedgrad.masking.inner import moving_averages, nested_optimizers, unbuilt_copy
+from maskedgrad.masking.tracing import outside_of_graphs
+from maskedgrad.masking.variables import StandIn, make_row_variable
+from maskedgrad.rows.targets import MaskedTable
 
 
 class RowAxis(NamedTuple):
-    """Where the state of a table's rows lies in a state variable."""
+    """Where trainable rows lie in a state variable: the number of their table, and an axis."""
 
     table: int
     axis: int
 
 
-def nested_optimizers(optimizer: Any) -> Iterator[Any]:
-    """The optimizer, and those that it wraps at any depth."""
-    yield optimizer
-    inner_optimizer = getattr(optimizer, "inner_optimizer", None)
-    if inner_optimizer is not None:
-        yield from nested_optimizers(inner_optimizer)
-        return
-    for child in getattr(optimizer, "optimizers", []):
-        yield from nested_optimizers(child)
+class RowState:
+    """Which state of an inner optimizer belongs to rows, and how it follows other rows.
 
-
-def clone_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The same optimizer without its state: what it was made from, and what it excludes."""
-    clone = type(optimizer).from_config(optimizer.get_config())
-    for theirs, ours in zip(nested_optimizers(clone), nested_optimizers(optimizer), strict=True):
-        _copy_weight_decay_exclusions(ours, theirs)
-    return clone
-
-
-def carry_over_state(
-    old: keras.optimizers.Optimizer,
-    new: keras.optimizers.Optimizer,
-    old_tables: Sequence[MaskedTable],
-    new_tables: Sequence[MaskedTable],
-    variables: Sequence[keras.Variable],
-) -> None:
-    """Gives a built optimizer the state of another for the rows that both train.
-
-    The state of every other row stays what `new` was built with: fresh.
+    Found by trial, before the optimizer is built: two copies of it are built on
+    small variables of the same ranks and paths, one with more rows. What grows
+    with the rows belongs to them. Nothing needs the optimizer's config.
 
     Args:
-        old: the optimizer that was built on the old tables' compact variables.
-        new: a clone of it, built on the new tables' compact variables.
-        old_tables: the tables with the rows that trained.
-        new_tables: the same tables with the rows that will train.
-        variables: what both were built on, with the tables themselves.
+        optimizer: the inner optimizer, not built.
+        variables: the variables that it is to train, with the tables themselves.
+        tables: the tables among them.
     """
-    _start_averages(new, new_tables)
-    kept = [
-        np.intersect1d(before.rows.ids, after.rows.ids, return_indices=True)[1:]
-        for before, after in zip(old_tables, new_tables, strict=True)
-    ]
-    axes = row_axes(old, variables, new_tables)
-    for before, after, place in zip(old.variables, new.variables, axes, strict=True):
-        if place is None:
-            after.assign(before)
-            continue
-        old_places, new_places = kept[place.table]
-        values = after.numpy()
-        rows = np.moveaxis(values, place.axis, 0)
-        rows[new_places] = np.moveaxis(before.numpy(), place.axis, 0)[old_places]
-        after.assign(values)
 
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        variables: Sequence[keras.Variable],
+        tables: Sequence[MaskedTable],
+    ):
+        self._variables, self._tables = list(variables), list(tables)
+        self._axes: list[RowAxis | None] = []
+        self._problem = ""
+        self._any_length = False
+        # In a thread that is in the scope of no strategy: a trial needs one device.
+        outside_of_graphs(lambda: self._try_out(optimizer))
 
-def row_axes(
-    optimizer: keras.optimizers.Optimizer,
-    variables: Sequence[keras.Variable],
-    tables: Sequence[MaskedTable],
-) -> list[RowAxis | None]:
-    """For each state variable the axis that runs along a table's trainable rows, if any.
+    def follow_rows(self, optimizer: Any, tables: Sequence[CompactTable]) -> None:
+        """Lets the state of the optimizer, built now, and its compact variables change length."""
+        state = optimizer.variables
+        if not self._problem and len(state) != len(self._axes):
+            self._problem = "its state is chosen by the sizes of variables"
+        for variable, axis in self.of(optimizer):
+            if variable.shape[axis.axis] != tables[axis.table].compact.fixed_length:
+                self._problem = f"{variable.path!r} has not one entry for each row"
+        for variable, axis in self.of(optimizer):
+            make_row_variable(variable, axis.axis, self._any_length)
+        for table in [] if self._problem else tables:
+            make_row_variable(table.compact, table.axis, self._any_length)
 
-    Found by trial: what grows with the rows belongs to them. Clones are built
-    on small variables of the same ranks and paths, once with more rows.
-    """
-    place = {id(table.variable): index for index, table in enumerate(tables)}
+    def of(self, optimizer: Any) -> list[tuple[keras.Variable, RowAxis]]:
+        """The state variables that have rows, each with the table and the axis of these."""
+        if self._problem:
+            return []
+        pairs = zip(optimizer.variables, self._axes, strict=True)
+        return [(variable, axis) for variable, axis in pairs if axis is not None]
 
-    def shapes(more: int) -> list[tuple[int, ...]]:
-        clone = clone_optimizer(optimizer)
-        clone.build(
-            [
-                _small(v, 2 * place[id(v)] + more, tables[place[id(v)]].axis)
-                if id(v) in place
-                else _small(v, 1, 0)
-                for v in variables
+    def values_for(
+        self, optimizer: Any, old: Sequence[MaskedTable], new: Sequence[MaskedTable]
+    ) -> list[np.ndarray]:
+        """The values of `of(optimizer)` for other rows. Nothing changes yet.
+
+        Rows that train before and after keep their state. Rows that join have
+        the state that a new optimizer has for them.
+
+        Raises:
+            ValueError: the state cannot follow the rows.
+        """
+        if self._problem:
+            raise _cannot_follow(self._problem)
+        fresh = outside_of_graphs(lambda: self._fresh(new))
+        values = []
+        for (variable, axis), after in zip(self.of(optimizer), fresh, strict=True):
+            before = variable.numpy()
+            expected = list(before.shape)
+            expected[axis.axis] = len(new[axis.table].rows)
+            if list(after.shape) != expected:
+                raise _cannot_follow(f"the shape of {variable.path!r} is chosen by its size")
+            old_ids, new_ids = old[axis.table].rows.ids, new[axis.table].rows.ids
+            _, places_before, places = np.intersect1d(old_ids, new_ids, return_indices=True)
+            rows = np.moveaxis(after, axis.axis, 0)
+            rows[places] = np.moveaxis(before, axis.axis, 0)[places_before]
+            values.append(after)
+        return values
+
+    def _fresh(self, tables: Sequence[MaskedTable]) -> list[np.ndarray]:
+        """The row state that a new optimizer has for the rows of `tables`."""
+        fresh = self._built([stand_in_for(table) for table in tables])
+        if len(fresh.variables) != len(self._axes):
+            raise _cannot_follow("its state is chosen by the number of rows")
+        # Keras starts a moving average from the variable in the very first step
+        # only, and has no public way to start one for rows that join later.
+        for variable, average in moving_averages(fresh):
+            if isinstance(variable, StandIn) and average.shape == variable.shape:
+                average.assign(variable)
+        return [variable.numpy() for variable, _ in self.of(fresh)]
+
+    def _try_out(self, optimizer: keras.optimizers.Optimizer) -> None:
+        try:
+            self._unbuilt = unbuilt_copy(optimizer)
+            masked = {id(table.variable) for table in self._tables}
+            self._small = [None if id(v) in masked else _small(v) for v in self._variables]
+            # Table i has 2 i + 2 rows and then one more, so that each differs from all others.
+            trials = [
+                [_small(t.variable, t.axis, 2 * i + n) for i, t in enumerate(self._tables)]
+                for n in (2, 3)
             ]
-        )
-        return [tuple(variable.shape) for variable in clone.variables]
+            few, many = map(self._built, trials)
+            self._axes = [
+                self._axis(*pair) for pair in zip(few.variables, many.variables, strict=True)
+            ]
+            if _numbers_in(few) != _numbers_in(many):
+                raise ValueError("a number that it keeps depends on how many rows train")
+            self._any_length = self._takes_any_length(few, trials[0])
+        except Exception as error:
+            self._problem = str(error) or type(error).__name__
 
-    # Table number i has 2 i + 2 rows and then one more, so that each differs from all others.
+    def _built(self, stand_ins: Sequence[StandIn]) -> Any:
+        """A copy that is built on stand-ins for the tables, and on small ones for all others."""
+        tables = iter(stand_ins)
+        trial = unbuilt_copy(self._unbuilt)
+        trial.build([next(tables) if small is None else small for small in self._small])
+        return trial
+
+    def _axis(self, few: keras.Variable, many: keras.Variable) -> RowAxis | None:
+        sizes = list(zip(few.shape, many.shape, strict=True))
+        grown = [axis for axis, (size, larger) in enumerate(sizes) if size != larger]
+        if not grown:
+            if not np.array_equal(few.numpy(), many.numpy()):
+                raise ValueError(f"{few.path!r} holds numbers that depend on how many rows train")
+            return None
+        size, larger = sizes[grown[0]]
+        number = size // 2 - 1
+        if len(grown) > 1 or larger != size + 1 or size % 2 or number >= len(self._tables):
+            raise ValueError(f"{few.path!r} has not one entry for each row")
+        return RowAxis(number, grown[0])
+
+    def _takes_any_length(self, trial: Any, stand_ins: Sequence[StandIn]) -> bool:
+        """Whether a step can be traced for any number of rows; tried on a copy."""
+        for stand_in, table in zip(stand_ins, self._tables, strict=True):
+            make_row_variable(stand_in, table.axis, any_length=True)
+        for variable, axis in self.of(trial):
+            make_row_variable(variable, axis.axis, any_length=True)
+        trained = list(stand_ins)
+        if hasattr(trial, "optimizers"):  # a `MultiOptimizer`, which takes all or none
+            tables = iter(stand_ins)
+            trained = [next(tables) if small is None else small for small in self._small]
+        step = tf.function(lambda *grads: trial.apply(list(grads), trained), autograph=False)
+        specs = [tf.TensorSpec(variable.value.shape, variable.dtype) for variable in trained]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                step.get_concrete_function(*specs)
+        except Exception:
+            return False
+        return True
+
+
+def _small(variable: keras.Variable, axis: int | None = None, num_rows: int = 1) -> StandIn:
+    """A stand-in with one entry along each axis; for a table, with its own but for the rows."""
+    shape = [1] * len(variable.shape)
+    if axis is not None:
+        shape = [num_rows if place == axis else size for place, size in enumerate(variable.shape)]
+    return StandIn(variable, tf.zeros(shape, variable.dtype), axis or 0)
+
+
+def _numbers_in(optimizer: Any) -> list[Any]:
+    """The numbers that an optimizer holds beside its variables."""
     return [
-        next(
-            (
-                RowAxis((few - 2) // 2, axis)
-                for axis, (few, many) in enumerate(zip(small, large, strict=True))
-                if few != many
-            ),
-            None,
-        )
-        for small, large in zip(shapes(2), shapes(3), strict=True)
+        (name, repr(value))
+        for nested in nested_optimizers(optimizer)
+        for name, value in sorted(vars(nested).items())
+        if _is_of_numbers(value)
     ]
 
 
-def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    """The variables of which a built optimizer keeps averages, each with its average."""
-    # Keras has no public way to ask for them.
-    for nested in nested_optimizers(optimizer):
-        averages = getattr(nested, "_model_variables_moving_average", [])
-        for variable, average in zip(nested._trainable_variables, averages, strict=False):
-            if average is not None:
-                yield variable, average
+def _is_of_numbers(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_of_numbers, value))
+    return isinstance(value, (numbers.Number, np.ndarray, tf.Tensor, tf.TensorShape))
 
 
-def _small(variable: keras.Variable, num_rows: int, axis: int) -> keras.Variable:
-    shape = [num_rows if place == axis else 1 for place in range(len(variable.shape))]
-    return StandIn(variable, tf.zeros(shape, variable.dtype))
-
-
-def _copy_weight_decay_exclusions(source: Any, destination: Any) -> None:
-    # Keras has no public way to ask an optimizer what it excludes.
-    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
-        if hasattr(source, name):
-            setattr(destination, name, getattr(source, name))
-
-
-def _start_averages(optimizer: Any, tables: Sequence[MaskedTable]) -> None:
-    # Keras starts a moving average from the variable in the very first step
-    # only, and has no public way to start one for rows that join later.
-    compact = {id(table.compact) for table in tables}
-    for variable, average in moving_averages(optimizer):
-        if id(variable) in compact:
-            average.assign(variable)
+def _cannot_follow(problem: str) -> ValueError:
+    return ValueError(
+        "Other rows can train where the inner optimizer keeps one entry for each row, along one "
+        f"axis of its state. Received: an inner optimizer that does not: {problem}. Nothing has "
+        "changed. Make a new `MaskedOptimizer` of the rows that are to train, and compile the "
+        "model with it: its state starts fresh."
+    )

@@ -8,16 +8,15 @@ that the file says.
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskedgrad.files import FilePath, write_whole
+
 VERSION = 1
 
-FilePath = str | os.PathLike[str]
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -118,46 +117,6 @@ def read_safetensors(path: FilePath) -> tuple[dict[str, str], dict[str, np.ndarr
             "Expected a whole safetensors file. "
             f"Received: {os.fspath(path)!r}, which is none, or was cut or damaged ({error})."
         ) from error
-
-
-def write_whole(path: FilePath, content: bytes) -> None:
-    """Writes a file so that at any moment, whatever happens, it is the old one or the new one.
-
-    A process that is killed may leave a hidden file beside it.
-
-    Example:
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_whole(f"{folder}/file", b"old")
-    ...     write_whole(f"{folder}/file", b"new")
-    ...     os.listdir(folder), Path(folder, "file").read_bytes()
-    (['file'], b'new')
-    """
-    # A link stays a link: what it leads to is replaced.
-    path = Path(os.path.realpath(path))
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Returns once a file is on the disk; or a folder, so that a rename in it lasts."""
-    if os.name != "posix":  # pragma: no cover - Windows, which flushes nothing opened to be read
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _header(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskedgrad.masking.optimizer import masked_optimizer_in
-from maskedgrad.masking.targets import Target, resolve_targets
+from maskedgrad.files import FilePath
+from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
+from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
-from maskedgrad.patches.file import FilePath, checksum, read_patch_file, write_patch_file
+from maskedgrad.patches.file import checksum, read_patch_file, write_patch_file
 from maskedgrad.patches.placement import AppliedRowPatch, Placement, revert
 from maskedgrad.patches.table import (
     TablePatch,
@@ -22,10 +23,10 @@ from maskedgrad.patches.table import (
     check_finite,
     check_fits,
     frozen_digest,
-    read_rows,
     variable_at,
 )
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import MaskedTable
 
 
 class RowPatch:
@@ -103,18 +104,18 @@ class RowPatch:
                 "`model` must be compiled with a `MaskedOptimizer`, which says which rows train. "
                 f"Received: a model with optimizer={getattr(model, 'optimizer', None)!r}"
             )
-        targets = resolve_targets(optimizer.trainable_rows, model.trainable_variables)
-        _check_first_axis(targets)
+        tables = masked_tables(model)
+        _check_can_be_patched(model, tables)
         patch = cls(
             *(
                 TablePatch(
-                    path=target.variable.path,
-                    rows=target.rows,
-                    values=read_rows(target.variable, target.rows.ids),
+                    path=table.path,
+                    rows=table.rows,
+                    values=read_rows(table.variable, table.rows.ids),
                     original=None,
-                    digest=frozen_digest(target.variable, target.rows),
+                    digest=frozen_digest(table.variable, table.rows),
                 )
-                for target in targets
+                for table in tables
             )
         )
         return patch if original is None else _with_original(patch, original)
@@ -297,12 +298,17 @@ class RowPatch:
         return f"RowPatch({rows})"
 
 
-def _check_first_axis(targets: list[Target]) -> None:
-    for target in targets:
-        if target.axis:
+def _check_can_be_patched(model: keras.Model, tables: list[MaskedTable]) -> None:
+    if not tables:
+        raise ValueError(
+            f"The model {model.name!r} must be built, since a table that does not exist has no "
+            "rows. Received: a model that its first batch builds. Call it on a batch of data first."
+        )
+    for table in tables:
+        if table.axis:
             raise ValueError(
                 "A row patch holds rows along the first axis. Received: a model that trains "
-                f"{target.variable.path!r} along axis {target.axis}. Save the weights of the "
+                f"{table.path!r} along axis {table.axis}. Save the weights of the "
                 "model: `model.save_weights(path)`."
             )
 

@@ -11,14 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.files import FilePath, write_whole
+from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
-from maskedgrad.patches.file import FilePath, read_safetensors, to_safetensors, write_whole
+from maskedgrad.patches.file import read_safetensors, to_safetensors
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import (
     TablePatch,
     check_fits,
     frozen_digest,
-    read_rows,
     variable_at,
 )
 from maskedgrad.rows.rows import MAX_ID, Rows

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from maskedgrad.masking.compact import read_sparsely, reads_sparsely
-from maskedgrad.patches.table import InPlace, TablePatch, patches_in, read_rows, strategy_of
+from maskedgrad.masking.tables import read_rows, same_bits, write_rows
+from maskedgrad.masking.variables import read_sparsely, reads_sparsely
+from maskedgrad.patches.table import InPlace, TablePatch, patches_in
 from maskedgrad.rows.rows import Rows
 
 
@@ -84,14 +84,14 @@ def _put_in(placement: Placement) -> None:
     """Overwrites rows of a table with the values of a patch."""
     patch, variable = placement
     overwritten = read_rows(variable, patch.ids)
-    _write_rows(variable, patch.ids, patch.values)
+    write_rows(variable, patch.ids, patch.values)
     variable.row_patches = (*patches_in(variable), InPlace(patch, overwritten))
 
 
 def _take_out(placement: Placement, original: np.ndarray) -> None:
     """Overwrites the rows of a patch with what they were."""
     patch, variable = placement
-    _write_rows(variable, patch.ids, original)
+    write_rows(variable, patch.ids, original)
     variable.row_patches = tuple(
         other for other in patches_in(variable) if not _are_same(other.patch, patch)
     )
@@ -111,7 +111,7 @@ def _rows_beneath(placement: Placement) -> np.ndarray:
         if _are_same(other.patch, patch):
             return other.overwritten
     _check_unpatched(patch, variable)
-    if read_rows(variable, patch.ids).tobytes() != patch.values.tobytes():
+    if not same_bits(read_rows(variable, patch.ids), patch.values):
         raise ValueError(
             "A patch can be reverted where it is applied. Received: a model whose table "
             f"{patch.path!r} does not hold the values of the patch in {patch.rows}."
@@ -127,16 +127,4 @@ def _rows_beneath(placement: Placement) -> np.ndarray:
 
 
 def _are_same(patch: TablePatch, other: TablePatch) -> bool:
-    return patch.rows == other.rows and patch.values.tobytes() == other.values.tobytes()
-
-
-def _write_rows(variable: keras.Variable, ids: np.ndarray, values: np.ndarray) -> None:
-    strategy = strategy_of(variable)
-    slices = tf.IndexedSlices(tf.constant(values, variable.dtype), tf.constant(ids))
-    with strategy.scope():
-        strategy.extended.update(
-            variable.value,
-            lambda table, slices: table.scatter_update(slices),
-            args=(slices,),
-            group=False,
-        )
+    return patch.rows == other.rows and same_bits(patch.values, other.values)

@@ -1,6 +1,7 @@
-"""Which rows of a table are meant: sets of row ids, their text form, and words by their ids."""
+"""Which rows of which tables: sets of ids, words, what users name, and what configs say of it."""
 
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import AlongAxis, MaskedTable
 from maskedgrad.rows.vocabulary import row_ids
 
-__all__ = ["Rows", "row_ids"]
+__all__ = ["AlongAxis", "MaskedTable", "Rows", "row_ids"]

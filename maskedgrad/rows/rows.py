@@ -1,6 +1,6 @@
 """`Rows`: a set of row ids of a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from maskedgrad.rows.text import (
     ids_of_runs,
     ids_to_text,
     invalid_text,
+    range_from_text,
+    range_to_text,
     runs_from_text,
     slice_from_text,
     slice_to_text,
@@ -20,7 +22,7 @@ MAX_ID = np.iinfo(np.int64).max
 
 
 class Rows:
-    """An immutable set of row ids of a table, sorted and unique.
+    """An immutable set of row ids of a table, sorted and unique, with set operators.
 
     Equivalent to the ids that `numpy.arange(num_rows)[rows]` selects, for any
     `rows` that names every row at most once.
@@ -41,8 +43,10 @@ class Rows:
     >>> special = Rows([7, 2], num_rows=10)
     >>> special
     Rows('2,7', num_rows=10)
-    >>> special.complement().union(special) == Rows(slice(None), num_rows=10)
+    >>> ~special | special == Rows(slice(None), num_rows=10)
     True
+    >>> special - Rows([2], num_rows=10), special & Rows([2], num_rows=10)
+    (Rows('7', num_rows=10), Rows('2', num_rows=10))
     """
 
     def __init__(self, rows: Any, num_rows: int):
@@ -107,23 +111,27 @@ class Rows:
         mask[self._ids] = True
         return mask
 
-    @property
-    def positions(self) -> np.ndarray:
-        """For each row its index in `ids`, or -1: int32 of shape `(num_rows,)`."""
-        positions = np.full(self._num_rows, -1, dtype=np.int32)
-        positions[self._ids] = np.arange(len(self._ids), dtype=np.int32)
-        return positions
-
     def complement(self) -> "Rows":
         """All the other rows of the table."""
         return Rows(~self.mask, self._num_rows)
 
     def union(self, other: "Rows") -> "Rows":
         """The rows of either set. Both must speak of tables of one length."""
+        return self._combined(np.union1d, other)
+
+    def intersection(self, other: "Rows") -> "Rows":
+        """The rows of both sets. Both must speak of tables of one length."""
+        return self._combined(np.intersect1d, other)
+
+    def difference(self, other: "Rows") -> "Rows":
+        """The rows of this set that are not in the other. Both must be of one length."""
+        return self._combined(np.setdiff1d, other)
+
+    def _combined(self, combine: Callable[..., np.ndarray], other: "Rows") -> "Rows":
         if not isinstance(other, Rows):
-            raise TypeError(f"`union` takes a `Rows`. Received: {other!r}")
+            raise TypeError(f"Rows are combined with a `Rows`. Received: {shorten(other)}")
         _check_length("a `Rows`", other.num_rows, self._num_rows)
-        return Rows(np.union1d(self._ids, other.ids), self._num_rows)
+        return Rows(combine(self._ids, other.ids), self._num_rows)
 
     def get_config(self) -> dict[str, Any]:
         """A JSON value: `rows` as text, such as `"2,7,10:20"`, and `num_rows`."""
@@ -146,6 +154,18 @@ class Rows:
             return cls(ids_of_runs(starts, stops), num_rows)
         except MemoryError as error:
             raise invalid_text(text) from error
+
+    def __or__(self, other: object) -> "Rows":
+        return self.union(other) if isinstance(other, Rows) else NotImplemented
+
+    def __and__(self, other: object) -> "Rows":
+        return self.intersection(other) if isinstance(other, Rows) else NotImplemented
+
+    def __sub__(self, other: object) -> "Rows":
+        return self.difference(other) if isinstance(other, Rows) else NotImplemented
+
+    def __invert__(self) -> "Rows":
+        return self.complement()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -227,7 +247,8 @@ def encode_rows(rows: Any) -> dict[str, Any]:
     if isinstance(rows, slice):
         return {"rows": slice_to_text(rows)}
     if isinstance(rows, range):
-        return {"rows": ids_to_text(np.array(rows, dtype=np.int64))}
+        # Not as ids, which may be more than fit into memory.
+        return {"rows": range_to_text(rows)}
     if rows.dtype == bool:
         return Rows(rows, len(rows)).get_config()
     return {"rows": ids_to_text(rows)}
@@ -243,6 +264,8 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
     if "num_rows" in config:
         return Rows.from_config(config)
     text = config["rows"]
+    if text.startswith("range("):
+        return _checked_range(range_from_text(text))
     if text.count(":") == 2 and "," not in text:
         return slice_from_text(text)
     starts, stops = runs_from_text(text)

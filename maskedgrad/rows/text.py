@@ -57,6 +57,23 @@ def slice_from_text(text: str) -> slice:
         raise invalid_text(text) from error
 
 
+def range_to_text(rows: range) -> str:
+    """A range as text: as ids where they are one run, else `"range(0, 10, 2)"`."""
+    if not rows:
+        return ""
+    if rows.step == 1 and len(rows) <= MAX_NUM_IDS:
+        return f"{rows.start}:{rows.stop}" if len(rows) > 1 else str(rows.start)
+    return repr(rows)
+
+
+def range_from_text(text: str) -> range:
+    """The inverse of `range_to_text`, for `"range(0, 10, 2)"`."""
+    try:
+        return range(*(int(n) for n in text.removeprefix("range(").removesuffix(")").split(",")))
+    except (TypeError, ValueError) as error:
+        raise invalid_text(text) from error
+
+
 def invalid_text(text: str) -> ValueError:
     """The error that says what the text of rows must be."""
     return ValueError(

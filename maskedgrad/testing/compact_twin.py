@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from maskedgrad.masking.gradients import Gradient
 from maskedgrad.masking.optimizer import MaskedOptimizer
-from maskedgrad.masking.targets import Target, resolve_targets
+from maskedgrad.rows.targets import MaskedTable, named, resolve
 from maskedgrad.testing.bits import assert_same_bits
 
 
@@ -48,7 +48,7 @@ def selected_gradient(
     return tf.constant(np.take(dense, ids, axis))
 
 
-def compact_variable(target: Target) -> keras.Variable:
+def compact_variable(target: MaskedTable) -> keras.Variable:
     """A variable that holds the trainable rows of a table, and answers to its path."""
     table = target.variable
     *scopes, name = table.path.split("/")
@@ -80,7 +80,7 @@ class CompactTwin:
         trainable_rows: Mapping[Any, Any],
     ):
         self.variables, self.twin_variables = list(variables), list(twin_variables)
-        self.targets = resolve_targets(trainable_rows, self.variables)
+        self.targets = resolve(named(trainable_rows), self.variables)
         self._frozen = [_frozen_rows(target) for target in self.targets]
         self.twin_optimizer = make_optimizer()
         self.twin_optimizer.build(self.twin_variables)
@@ -113,7 +113,7 @@ class CompactTwin:
                 assert_same_bits(rows, twins, f"trainable rows of {ours.path} {when}")
             else:
                 assert_same_bits(ours, twins, f"{ours.path} {when}")
-        slots = self.optimizer.variables, self.twin_optimizer.variables
+        slots = self.optimizer.inner_optimizer.variables, self.twin_optimizer.variables
         for ours, twins in zip(*slots, strict=True):
             assert_same_bits(ours, twins, f"slot {ours.path} {when}")
 
@@ -168,7 +168,7 @@ def assert_trains_like_compact(
     >>> assert_trains_like_compact(make_model, lambda: keras.optimizers.AdamW(0.1), [batch], rows)
     """
     model, twin_model = _same_models(make_model)
-    tables = resolve_targets(rows, twin_model.trainable_variables)
+    tables = resolve(named(rows), twin_model.trainable_variables)
     compacts = {id(table.variable): compact_variable(table) for table in tables}
     twin = CompactTwin(
         make_optimizer,
@@ -242,15 +242,15 @@ def _gradients(model: keras.Model, optimizer: Any, batch: Any) -> list[Gradient]
     return tape.gradient(scaled_loss, model.trainable_variables)
 
 
-def _frozen_rows(target: Target) -> np.ndarray:
+def _frozen_rows(target: MaskedTable) -> np.ndarray:
     return np.take(np.asarray(target.variable), target.rows.complement().ids, target.axis)
 
 
-def _trainable_rows(target: Target) -> np.ndarray:
+def _trainable_rows(target: MaskedTable) -> np.ndarray:
     return np.take(np.asarray(target.variable), target.rows.ids, target.axis)
 
 
-def _write_rows(target: Target, rows: np.ndarray) -> None:
+def _write_rows(target: MaskedTable, rows: np.ndarray) -> None:
     table = np.asarray(target.variable).copy()
     np.moveaxis(table, target.axis, 0)[target.rows.ids] = np.moveaxis(rows, target.axis, 0)
     target.variable.assign(table)

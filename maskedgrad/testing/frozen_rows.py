@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.optimizer import MaskedOptimizer, masked_optimizer_in
-from maskedgrad.masking.targets import Target
+from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
+from maskedgrad.masking.tables import bits
 from maskedgrad.rows.rows import Rows
-from maskedgrad.testing.bits import bits
+from maskedgrad.rows.targets import MaskedTable
 from maskedgrad.testing.causes import likely_cause
 
 
@@ -44,23 +44,21 @@ def frozen_rows_unchanged(model_or_variable: Any, rows: Any = None) -> Iterator[
     >>> with frozen_rows_unchanged(table, rows=[3]):
     ...     _ = table.assign(table - np.float32([[0], [0], [0], [1]]))
     """
-    with unchanged_outside_of(_targets(model_or_variable, rows)):
+    with unchanged_outside_of(_tables(model_or_variable, rows)):
         yield
 
 
 @contextlib.contextmanager
-def unchanged_outside_of(targets: Sequence[Target]) -> Iterator[None]:
-    """A context in which tables may change in the rows of their targets only."""
-    tables_before = [np.asarray(target.variable).copy() for target in targets]
+def unchanged_outside_of(tables: Sequence[MaskedTable]) -> Iterator[None]:
+    """A context in which tables may change in the rows that train only."""
+    tables_before = [np.asarray(table.variable).copy() for table in tables]
     yield
-    reports = [
-        _change(target, before) for target, before in zip(targets, tables_before, strict=True)
-    ]
+    reports = [_change(table, before) for table, before in zip(tables, tables_before, strict=True)]
     if any(reports):
         raise AssertionError("\n".join(report for report in reports if report))
 
 
-def masked_targets(model: Any) -> list[Target]:
+def tables_of(model: Any) -> list[MaskedTable]:
     """The tables that a compiled model masks, with the rows that train.
 
     Raises:
@@ -85,41 +83,34 @@ def masked_targets(model: Any) -> list[Target]:
             "rows to compare. Received: a model that its first batch builds. Call it on a batch "
             "of data first."
         )
-    return _targets_of(optimizer, model.trainable_variables)
+    return masked_tables(model)
 
 
-def _targets_of(optimizer: MaskedOptimizer, variables: Sequence[keras.Variable]) -> list[Target]:
-    given = optimizer.trainable_rows
-    if not optimizer.built:
-        return optimizer._plan.resolve(given, variables)
-    return optimizer._plan.targets()
-
-
-def _targets(model_or_variable: Any, rows: Any) -> list[Target]:
+def _tables(model_or_variable: Any, rows: Any) -> list[MaskedTable]:
     if not isinstance(model_or_variable, (keras.Variable, tf.Variable)):
         if rows is not None:
             raise ValueError(
                 "`rows` is for a variable: a model's optimizer says which of its rows train. "
                 f"Received: rows={rows!r} with {model_or_variable!r}"
             )
-        return masked_targets(model_or_variable)
+        return tables_of(model_or_variable)
     if not len(model_or_variable.shape):
         raise ValueError(
             f"A variable must have rows. Received: {_name(model_or_variable)!r}, a scalar"
         )
     may_change = Rows([] if rows is None else rows, model_or_variable.shape[0])
-    return [Target(model_or_variable, may_change)]
+    return [MaskedTable(model_or_variable, may_change)]
 
 
 def _name(variable: Any) -> str:
     return variable.path if isinstance(variable, keras.Variable) else variable.name
 
 
-def _change(target: Target, before: np.ndarray) -> str:
+def _change(table: MaskedTable, before: np.ndarray) -> str:
     """What has changed in the frozen rows of a table, in words; nothing if nothing has."""
-    variable, axis = target.variable, target.axis
+    variable, axis = table.variable, table.axis
     after = np.asarray(variable)
-    frozen = target.rows.complement().ids
+    frozen = table.rows.complement().ids
     old, new = _rows(before, frozen, axis), _rows(after, frozen, axis)
     changed = (bits(old) != bits(new)).any(axis=1)
     if not changed.any():

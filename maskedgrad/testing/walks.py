@@ -1,6 +1,7 @@
 """`check_model`: random walks over what happens to a model in its life."""
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,12 +13,12 @@ import tensorflow as tf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from maskedgrad.masking.optimizer import masked_optimizer_in
-from maskedgrad.masking.targets import AlongAxis, Target
+from maskedgrad.masking.of_model import masked_optimizer_in
 from maskedgrad.model import MaskedTrainStep
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import MaskedTable
 from maskedgrad.testing.bits import assert_same_bits
-from maskedgrad.testing.frozen_rows import masked_targets, unchanged_outside_of
+from maskedgrad.testing.frozen_rows import tables_of, unchanged_outside_of
 
 
 class Walk:
@@ -50,11 +51,11 @@ class Walk:
         self._make_model = make_model
         self._batches = list(data)
         self.model = make_model()
-        self._rows = [target.rows for target in masked_targets(self.model)]
+        self._rows = [table.rows for table in tables_of(self.model)]
 
     def train(self, batch: int) -> None:
         """Trains on a batch: nothing but trainable rows of a masked table may move."""
-        with unchanged_outside_of(self._targets()):
+        with unchanged_outside_of(self._tables()):
             self.model.fit(self._dataset(batch), shuffle=False, verbose=0)
 
     def evaluate(self, batch: int) -> None:
@@ -92,34 +93,33 @@ class Walk:
                 variables, the rows that train from now on.
         """
         with unchanged_outside_of(
-            [target._replace(rows=_no_row(target)) for target in self._targets()]
+            [dataclasses.replace(table, rows=_no_row(table)) for table in self._tables()]
         ):
             self._rows = [
-                Rows(given, target.rows.num_rows)
-                for given, target in zip(rows, self._targets(), strict=True)
+                Rows(given, table.rows.num_rows)
+                for given, table in zip(rows, self._tables(), strict=True)
             ]
             self._set_rows(self._rows)
 
     def trainable_ids(self) -> list[list[int]]:
         """For each masked table, the rows that could train: all that have a learning rate."""
+        every_row = {table: slice(None) for table in tables_of(self.model)}
         optimizer = masked_optimizer_in(self.model.optimizer)
-        every_row = {_name_of(target): slice(None) for target in self._targets()}
-        targets = optimizer._plan.resolve(every_row, self.model.trainable_variables)
-        return [target.rows.ids.tolist() for target in targets]
+        tables = optimizer.check_rows(every_row, self.model.trainable_variables)
+        return [table.rows.ids.tolist() for table in tables]
 
-    def _targets(self) -> list[Target]:
+    def _tables(self) -> list[MaskedTable]:
         return [
-            target._replace(rows=rows)
-            for target, rows in zip(masked_targets(self.model), self._rows, strict=True)
+            dataclasses.replace(table, rows=rows)
+            for table, rows in zip(tables_of(self.model), self._rows, strict=True)
         ]
 
     def _dataset(self, batch: int) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensors(self._batches[batch])
 
     def _set_rows(self, rows: Sequence[Rows]) -> None:
-        names = [_name_of(target) for target in masked_targets(self.model)]
         masked_optimizer_in(self.model.optimizer).set_trainable_rows(
-            dict(zip(names, rows, strict=True))
+            dict(zip(tables_of(self.model), rows, strict=True))
         )
         if not isinstance(self.model, MaskedTrainStep):
             self.model.make_train_function(force=True)
@@ -246,10 +246,5 @@ def _report(error: Exception, steps: Sequence[Step]) -> str:
     )
 
 
-def _no_row(target: Target) -> Rows:
-    return Rows([], target.rows.num_rows)
-
-
-def _name_of(target: Target) -> Any:
-    path = target.variable.path
-    return AlongAxis(path, target.axis) if target.axis else path
+def _no_row(table: MaskedTable) -> Rows:
+    return Rows([], table.rows.num_rows)

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskedgrad.masking.targets import describe
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import check_words, sample
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 

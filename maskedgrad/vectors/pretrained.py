@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from maskedgrad.masking.compact import read_sparsely
+from maskedgrad.masking.tables import write_rows
+from maskedgrad.masking.variables import read_sparsely
 
 CHUNK_BYTES = 1 << 24
 
@@ -51,17 +51,10 @@ def pretrained_embedding(matrix: np.ndarray, **options: Any) -> keras.layers.Emb
 
 
 def _fill(table: keras.Variable, matrix: np.ndarray) -> None:
-    strategy = tf.distribute.get_strategy()
     rows = max(1, CHUNK_BYTES // max(1, matrix[:1].nbytes))
     for start in range(0, len(matrix), rows):
-        values = tf.cast(matrix[start : start + rows], table.value.dtype)
-        # Unlike `table.assign`, this writes in place.
-        strategy.extended.update(
-            table.value,
-            lambda variable, slices: variable.scatter_update(slices),
-            args=(tf.IndexedSlices(values, tf.range(start, start + len(values))),),
-            group=False,
-        )
+        values = matrix[start : start + rows]
+        write_rows(table, np.arange(start, start + len(values)), values)
 
 
 def _check_matrix(matrix: Any) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from maskedgrad import patch_file
+from maskedgrad import files
+from maskedgrad.patches import file as patch_file
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.rows.rows import Rows
@@ -41,7 +42,7 @@ def save_until_line(path, line):
     num_lines = itertools.count(1)
 
     def trace(frame, event, argument):
-        if frame.f_code.co_filename != patch_file.__file__:
+        if frame.f_code.co_filename not in {patch_file.__file__, files.__file__}:
             return None
         if event == "line" and next(num_lines) == line:
             os.kill(os.getpid(), signal.SIGKILL)

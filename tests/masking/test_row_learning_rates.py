@@ -117,28 +117,31 @@ def test_a_row_that_the_inner_optimizer_leaves_keeps_its_bits():
     assert_same_bits(variable, values, "rows")
 
 
-@pytest.mark.parametrize("saved", [[0], [0, 1, 2]])
-def test_state_that_was_saved_for_rows_of_multiplier_0_is_dropped(saved, tmp_path):
-    paths, models = tmp_path / "rows.weights.h5", []
-    for rows, rates in [(saved, {}), ([0, 1, 2], {0: [0]})]:
+@pytest.mark.parametrize("name", ["rows.weights.h5", "checkpoint"])
+def test_multipliers_come_with_the_state_that_was_saved_of_the_rows(name, tmp_path):
+    models = []
+    for rows, rates in [([0, 1, 2], {0.5: [1]}), ([1, 2], {0.25: [2], 0: [0]})]:
         words = keras.layers.Embedding(4, 2, name="words")
         model = MaskedModel(inputs := keras.Input((2,)), words(inputs))
         model.compile(MaskedOptimizer("adam", {words: rows}, None, {words: rates}), loss="mse")
         model.train_on_batch(np.array([[0, 1]]), np.ones((1, 2, 2)))
         models.append(model)
-    models[0].save_weights(paths)
-    with pytest.warns(UserWarning, match="was saved with other trainable rows"):
-        models[1].load_weights(paths)
-    (rows,) = models[1].optimizer.trainable_rows.values()
-    assert list(rows) == [1, 2]
-    momenta = [
-        {tuple(row) for row in v.numpy()}
-        for model in models
-        for v in model.optimizer.variables
-        if v.path.endswith("momentum")
-    ]
-    if saved == [0, 1, 2]:
-        assert momenta[1] < momenta[0]
+    saved, loaded = models
+    if name == "checkpoint":
+        path = tf.train.Checkpoint(model=saved).write(str(tmp_path / name))
+        tf.train.Checkpoint(model=loaded).read(path).assert_consumed()
+    else:
+        saved.save_weights(tmp_path / name)
+        with pytest.warns(UserWarning, match="Rows come with their state"):
+            loaded.load_weights(tmp_path / name)
+    (table,) = loaded.optimizer.masked_tables()
+    assert list(table.rows) == [0, 1, 2]
+    assert table.learning_rates.tolist() == [1, 0.5, 1]
+    for model in models:
+        model.train_on_batch(np.array([[0, 1]]), np.ones((1, 2, 2)))
+    pairs = [model.weights + model.optimizer.variables for model in models]
+    for one, other in zip(*pairs, strict=True):
+        assert_same_bits(one, other, one.path)
 
 
 def test_a_number_for_each_of_many_rows_takes_no_quadratic_time():

@@ -1,128 +1,98 @@
 """Learning rates by rows: which multiplier each trainable row has."""
 
+import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.targets import (
-    Target,
-    check_trainable_rows,
-    decode_trainable_rows,
-    describe,
-    encode_trainable_rows,
-    resolve_targets,
-)
 from maskedgrad.messages import shorten
 from maskedgrad.rows.rows import Rows, canonical
+from maskedgrad.rows.targets import MaskedTable, Named, describe, named, resolve
 
 
-def check_row_learning_rates(row_learning_rates: Any) -> dict[Any, Any]:
-    """`row_learning_rates` as a dictionary, once what can be known to be wrong has been raised."""
+def named_rates(row_learning_rates: Any) -> list[tuple[Named, Any]]:
+    """What `row_learning_rates` names, each with its multipliers.
+
+    Raises:
+        TypeError, ValueError: what can be known to be wrong before the build.
+    """
     if row_learning_rates is None:
-        return {}
+        return []
     if not isinstance(row_learning_rates, Mapping):
         raise TypeError(
             "`row_learning_rates` must be a mapping from target to multipliers, such as "
             f"`{{embedding_layer: {{0.1: [3, 7]}}}}`. Received: {shorten(row_learning_rates)}"
         )
     for target, rates in row_learning_rates.items():
-        check_trainable_rows({target: slice(None)})
-        for rate, _ in _groups(target, rates):
+        for rate, _ in rows_by_rate(target, rates):
             _check_rate(target, rate)
-    return dict(row_learning_rates)
+    every_row = dict.fromkeys(row_learning_rates, slice(None))
+    names = [name for name, _ in named(every_row)] if every_row else []
+    return list(zip(names, row_learning_rates.values(), strict=True))
 
 
 def with_learning_rates(
-    targets: Sequence[Target],
-    row_learning_rates: Mapping[Any, Any],
+    tables: Sequence[MaskedTable],
+    rates: Iterable[tuple[Named, Any]],
     variables: Sequence[keras.Variable],
-) -> list[Target]:
-    """The same targets with the multipliers of their rows, and without the rows of multiplier 0.
+) -> list[MaskedTable]:
+    """The same tables with the multipliers of their rows, and without the rows of multiplier 0.
 
     Args:
-        targets: what `resolve_targets` returns.
-        row_learning_rates: a mapping from target to multipliers, as
-            `MaskedOptimizer` takes it.
+        tables: what `resolve` returns.
+        rates: what `named_rates` returns.
         variables: the variables among which the tables are.
 
     Raises:
         TypeError: the multipliers are of another type.
         ValueError: a row is given two multipliers, a target names a table
-            that is not among `targets`, or no row is left that trains.
+            that is not among `tables`, or no row is left that trains.
     """
     rates_of: dict[int, np.ndarray] = {}
-    masked = {id(target.variable): target for target in targets}
-    for given, rates in row_learning_rates.items():
-        for target in resolve_targets({given: slice(None)}, variables):
-            variable, axis = target.variable, target.axis
+    axes = {id(table.variable): table.axis for table in tables}
+    for name, multipliers in rates:
+        for table in resolve([(name, slice(None))], variables):
+            variable = table.variable
             if id(variable) in rates_of:
                 raise ValueError(
                     f"Two targets of `row_learning_rates` name the variable {variable.path!r}. "
-                    f"Received the second: {describe(given)}. Join their multipliers under one."
+                    f"Received the second: {describe(name.given)}. Join their multipliers under "
+                    "one."
                 )
-            if id(variable) not in masked or masked[id(variable)].axis != axis:
+            if axes.get(id(variable)) != table.axis:
                 raise ValueError(
                     "`row_learning_rates` must name tables that `trainable_rows` names. Received: "
-                    f"{describe(given)}, which is {variable.path!r}. Rows of a table that trains "
-                    "whole are named by `slice(None)`."
+                    f"{describe(name.given)}, which is {variable.path!r}. Rows of a table that "
+                    "trains whole are named by `slice(None)`."
                 )
-            rates_of[id(variable)] = _multipliers(given, rates, variable.shape[axis])
+            num_rows = variable.shape[table.axis]
+            rates_of[id(variable)] = _multipliers(name.given, multipliers, num_rows)
     return [
-        _with_rates(target, rates_of[id(target.variable)])
-        if id(target.variable) in rates_of
-        else target
-        for target in targets
+        _with_rates(table, rates_of[id(table.variable)])
+        if id(table.variable) in rates_of
+        else table
+        for table in tables
     ]
 
 
-def encode_row_learning_rates(row_learning_rates: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """`row_learning_rates` as a JSON value. See `decode_row_learning_rates`."""
-    return [
-        {"learning_rate": float(rate), "rows": encode_trainable_rows({target: rows})}
-        for target, rates in row_learning_rates.items()
-        for rate, rows in _groups(target, rates)
-    ]
-
-
-def decode_row_learning_rates(config: Sequence[Mapping[str, Any]]) -> dict[Any, Any]:
-    """The inverse of `encode_row_learning_rates`, by multiplier.
-
-    Raises:
-        TypeError, ValueError: `config` is not what `encode_row_learning_rates` returns.
-    """
-    if not isinstance(config, (list, tuple)) or not all(map(_is_group, config)):
-        raise ValueError(
-            "The config of learning rates by rows must be a list of mappings, each with a number "
-            f"as learning_rate, and rows. Received: {shorten(config)}"
-        )
-    decoded: dict[Any, dict[float, Any]] = {}
-    for group in config:
-        for target, rows in decode_trainable_rows(group["rows"]).items():
-            decoded.setdefault(target, {})[group["learning_rate"]] = rows
-    return decoded
-
-
-def _is_group(group: Any) -> bool:
-    is_group = isinstance(group, Mapping) and "rows" in group
-    return is_group and isinstance(group.get("learning_rate"), (int, float))
-
-
-def _with_rates(target: Target, multipliers: np.ndarray) -> Target:
-    rows = target.rows
+def _with_rates(table: MaskedTable, multipliers: np.ndarray) -> MaskedTable:
+    rows = table.rows
     kept = rows.ids[multipliers[rows.ids] != 0]
     if not len(kept):
         raise ValueError(
-            f"No row of {target.variable.path!r} trains, since each has a learning rate of 0. "
+            f"No row of {table.path!r} trains, since each has a learning rate of 0. "
             "To freeze a whole table set `trainable = False` on its layer."
         )
     rates = multipliers[kept]
-    _check_dtype(target.variable, rates)
-    return target._replace(
-        rows=Rows(kept, rows.num_rows), learning_rates=None if (rates == 1).all() else rates
+    _check_dtype(table.variable, rates)
+    return dataclasses.replace(
+        table,
+        rows=Rows(kept, rows.num_rows),
+        learning_rates=None if (rates == 1).all() else rates,
     )
 
 
@@ -136,7 +106,7 @@ def _multipliers(target: Any, rates: Any, num_rows: int) -> np.ndarray:
             f"{num_rows}. Received: {np.size(rates)}. Name rows by their multiplier instead: "
             "`{0.1: ids}`."
         )
-    for rate, rows in _groups(target, rates):
+    for rate, rows in rows_by_rate(target, rates):
         ids = Rows(rows, num_rows).ids
         if seen[ids].any():
             raise ValueError(
@@ -148,7 +118,7 @@ def _multipliers(target: Any, rates: Any, num_rows: int) -> np.ndarray:
     return multipliers
 
 
-def _groups(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
+def rows_by_rate(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
     """Each multiplier that is given with its rows."""
     if isinstance(rates, Mapping):
         yield from ((rate, canonical(rows)) for rate, rows in rates.items())

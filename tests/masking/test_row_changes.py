@@ -10,7 +10,6 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
-from maskedgrad.masking.state import RowAxis, row_axes
 from maskedgrad.testing import (
     TABLE_PATH,
     Table,
@@ -81,15 +80,26 @@ def test_rows_that_join_start_with_the_state_of_a_new_optimizer(cls):
     table, gradient = keras.Variable(VALUES, name="table"), tf.ones_like(VALUES)
     optimizer = MaskedOptimizer(cls(), {"table": [0, 1]})
     optimizer.apply([gradient], [table])
+    kept = rows_of_state(optimizer)
     optimizer.set_trainable_rows({"table": [1, 2, 3]})
     fresh = MaskedOptimizer(cls(), {"table": [1, 2, 3]})
     fresh.build([table])
-    axes = row_axes(fresh.inner_optimizer, [table], fresh._plan.tables)
-    for slot, new, place in zip(optimizer.variables, fresh.variables, axes, strict=True):
-        if place is not None:
-            rows, new_rows = (np.moveaxis(v.numpy(), place.axis, 0)[1:] for v in (slot, new))
-            assert_same_bits(rows, new_rows, slot.path)
+    state, new = rows_of_state(optimizer), rows_of_state(fresh)
+    assert state.keys() == new.keys() == kept.keys()
+    for path, rows in state.items():
+        assert_same_bits(rows[1:], new[path][1:], f"{path} of rows that join")
+        assert_same_bits(rows[0], kept[path][1], f"{path} of the row that stays")
     assert int(optimizer.iterations) == 1
+
+
+def rows_of_state(optimizer):
+    """The state that belongs to rows, which then lie along the first axis, by path."""
+    found = {}
+    for variable, table in optimizer.row_state():
+        values = variable.numpy()
+        (axis,) = (axis for axis, size in enumerate(values.shape) if size == len(table.rows))
+        found[variable.path] = np.moveaxis(values, axis, 0)
+    return found
 
 
 def test_an_average_starts_from_the_row_that_joins():
@@ -104,12 +114,14 @@ def test_an_average_starts_from_the_row_that_joins():
 
 def test_the_axis_of_rows_is_found_where_state_has_another_shape():
     first, second = keras.Variable(VALUES, name="first"), keras.Variable(VALUES.T, name="second")
-    optimizer = MaskedOptimizer("adafactor", {"first": [0, 1], "second": [1]})
+    optimizer = MaskedOptimizer("adafactor", {"first": [0, 1, 2], "second": [1]})
     optimizer.build([first, second])
-    tables = optimizer._plan.tables
-    axes = row_axes(optimizer.inner_optimizer, [first, second], tables)
-    of_first, of_second = [RowAxis(0, 0), None, RowAxis(0, 0)], [RowAxis(1, 0), None, RowAxis(1, 0)]
-    assert axes == [None, None, *of_first, *of_second]
+    # For each table Adafactor keeps a mean for each row, one for each column, and one of all.
+    of_rows = [(tuple(state.shape), table.path) for state, table in optimizer.row_state()]
+    assert of_rows == [((3,), "first"), ((3, 2), "first"), ((1,), "second"), ((1, 6), "second")]
+    optimizer.set_trainable_rows({"first": [5], "second": [0, 1]})
+    shapes = [tuple(state.shape) for state, _ in optimizer.row_state()]
+    assert shapes == [(1,), (1, 2), (2,), (2, 6)]
 
 
 @pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
@@ -133,21 +145,45 @@ def small_model(base):
     return base(inputs, outputs), words
 
 
-def test_a_stock_model_stops_until_its_function_is_renewed():
+def changed_rows(model, words):
+    """The rows that a batch in which all are looked up moves."""
+    before = words.embeddings.numpy()
+    model.train_on_batch(np.arange(6).reshape(2, 3), np.ones((2, 1)))
+    return np.flatnonzero((words.embeddings.numpy() != before).any(axis=1)).tolist()
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_stock_model_trains_the_new_rows_by_the_function_that_it_has(jit_compile):
     model, words = small_model(keras.Model)
     optimizer = MaskedOptimizer("adamw", {words: [0]})
-    model.compile(optimizer, loss="mse")
-    batch = np.arange(6).reshape(2, 3), np.ones((2, 1))
-    model.train_on_batch(*batch)
-    optimizer.set_trainable_rows({words: [1]})
+    model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+    assert changed_rows(model, words) == [0]
+    function = model.train_function
+    for ids in ([1], [2, 5], [0, 1, 2, 3, 4, 5]):
+        optimizer.set_trainable_rows({words: ids})
+        assert changed_rows(model, words) == ids
+    assert model.train_function is function
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_stock_model_stops_where_its_function_was_traced_for_another_number(jit_compile):
+    model, words = small_model(keras.Model)
+    inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    optimizer = MaskedOptimizer(inner, {words: [0, 1]})
+    model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+    changed_rows(model, words)
+    assert changed_rows(model, words) == [0, 1]
+    optimizer.set_trainable_rows({words: [1, 2]})
+    changed_rows(model, words)
+    assert changed_rows(model, words) == [1, 2]
+    optimizer.set_trainable_rows({words: [3]})
     before = words.embeddings.numpy()
     with pytest.raises(tf.errors.InvalidArgumentError, match="make_train_function"):
-        model.train_on_batch(*batch)
+        changed_rows(model, words)
     assert_same_bits(words.embeddings, before, "the table")
     model.make_train_function(force=True)
-    model.train_on_batch(*batch)
-    changed = (words.embeddings.numpy() != before).any(axis=1)
-    assert np.flatnonzero(changed).tolist() == [1]
+    changed_rows(model, words)
+    assert changed_rows(model, words) == [3]
 
 
 def test_what_is_excluded_from_weight_decay_stays_excluded():
@@ -188,68 +224,78 @@ def test_rows_that_no_table_can_have_are_refused_before_there_is_a_table():
     assert optimizer.trainable_rows == {"table": [0]}
 
 
-def test_state_that_was_saved_with_other_rows_is_carried_over(tmp_path):
+@pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
+@pytest.mark.parametrize("others", [[4, 5], [1, 2, 3]])
+def test_rows_come_with_the_state_that_was_saved_of_them(others, name, tmp_path):
     model, words = small_model(MaskedModel)
-    batch = np.arange(6).reshape(2, 3), np.ones((2, 1))
     model.compile("adam", loss="mse", trainable_rows={words: [0, 1]})
-    model.train_on_batch(*batch)
-    model.save(tmp_path / "model.keras")
-    saved = [variable.numpy() for variable in model.optimizer.variables]
+    assert changed_rows(model, words) == [0, 1]
+    (model.save if name.endswith("keras") else model.save_weights)(tmp_path / name)
 
     loaded, words = small_model(MaskedModel)
-    loaded.compile("adam", loss="mse", trainable_rows={words: [1, 2, 3]})
+    loaded.compile("adam", loss="mse", trainable_rows={words: others})
     loaded.optimizer.build(loaded.trainable_variables)
-    with pytest.warns(UserWarning, match="1 rows keep their state, and 2 start fresh"):
-        loaded.load_weights(tmp_path / "model.keras")
-    assert loaded.optimizer.trainable_rows == {"words/embeddings": Rows([1, 2, 3], 6)}
-    for slot, value in zip(loaded.optimizer.variables, saved, strict=True):
-        if slot.shape == (3, 2):
-            assert_same_bits(slot.numpy()[0], value[1], slot.path)
-            assert not slot.numpy()[1:].any()
-        else:
-            assert_same_bits(slot, value, slot.path)
-    before = words.embeddings.numpy()
-    loaded.train_on_batch(*batch)
-    changed = (words.embeddings.numpy() != before).any(axis=1)
-    assert np.flatnonzero(changed).tolist() == [1, 2, 3]
+    with pytest.warns(UserWarning, match="Rows come with their state"):
+        loaded.load_weights(tmp_path / name)
+    assert loaded.optimizer.trainable_rows == {"words/embeddings": Rows([0, 1], 6)}
+    for ours, saved in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        assert_same_bits(ours, saved, ours.path)
+    assert changed_rows(loaded, words) == [0, 1]
+    changed_rows(model, model.get_layer("words"))
+    for ours, saved in zip(loaded.weights, model.weights, strict=True):
+        assert_same_bits(ours, saved, ours.path)
 
 
-def loading_state_of_other_rows():
-    """An optimizer of rows 1, 2 and 3 whose inner one is ready to load state of rows 0 and 1."""
-    table, store = keras.Variable(VALUES, name="table"), {}
-    saved = MaskedOptimizer("adam", {"table": [0, 1]})
-    saved.build([table])
-    saved.save_own_variables(store)
-    optimizer = MaskedOptimizer("adam", {"table": [1, 2, 3]})
-    optimizer.build([table])
-    with pytest.warns(UserWarning, match="1 rows keep their state, and 2 start fresh"):
-        optimizer.load_own_variables(store)
-    assert rows_with_state(optimizer) == {2}
-    return optimizer, table
+@pytest.mark.parametrize("others", [[4, 5], [1, 2, 3]])
+def test_rows_come_with_the_state_of_a_checkpoint(others, tmp_path):
+    table, again = (keras.Variable(VALUES, name="table") for _ in range(2))
+    optimizer, restored = (MaskedOptimizer("adam", {"table": rows}) for rows in ([0, 1], others))
+    optimizer.apply([tf.ones_like(VALUES)], [table])
+    restored.build([again])
+    path = tf.train.Checkpoint(optimizer=optimizer).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(optimizer=restored).read(path).assert_consumed()
+    assert restored.trainable_rows == {"table": Rows([0, 1], 6)}
+    for ours, saved in zip(restored.variables, optimizer.variables, strict=True):
+        assert_same_bits(ours, saved, ours.path)
+    before = again.numpy()
+    restored.apply([tf.ones_like(VALUES)], [again])
+    assert np.flatnonzero((again.numpy() != before).any(axis=1)).tolist() == [0, 1]
 
 
-def rows_with_state(optimizer):
-    return {slot.shape[0] for slot in optimizer.inner_optimizer.variables if len(slot.shape)}
-
-
-ASKED_FIRST = {
-    "trainable_rows": lambda optimizer, table: optimizer.trainable_rows,
-    "variables": lambda optimizer, table: optimizer.variables,
-    "get_config": lambda optimizer, table: optimizer.get_config(),
-    "apply": lambda optimizer, table: optimizer.apply([tf.ones_like(VALUES)], [table]),
-    "gathered_rows": lambda optimizer, table: optimizer.gathered_rows().__enter__(),
-    "save": lambda optimizer, table: optimizer.save_own_variables({}),
+ASKED = {
+    "trainable_rows": lambda optimizer: optimizer.trainable_rows,
+    "masked_tables": lambda optimizer: optimizer.masked_tables(),
+    "row_state": lambda optimizer: optimizer.row_state(),
+    "get_config": lambda optimizer: optimizer.get_config(),
+    "save": lambda optimizer: optimizer.save_own_variables({}),
+    "repr": repr,
+    "every attribute": lambda optimizer: [getattr(optimizer, name, 0) for name in dir(optimizer)],
 }
 
 
-@pytest.mark.parametrize("ask", ASKED_FIRST.values(), ids=ASKED_FIRST)
-def test_whatever_is_asked_first_after_loading_is_told_of_the_rows_that_train(ask):
-    optimizer, table = loading_state_of_other_rows()
-    ask(optimizer, table)
-    assert rows_with_state(optimizer) == {3}
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_no_question_changes_anything(ask, tmp_path):
+    model, words = small_model(MaskedModel)
+    model.compile("adam", loss="mse", trainable_rows={words: [0, 1]})
+    model.train_on_batch(np.arange(6).reshape(2, 3), np.ones((2, 1)))
+    model.save_weights(tmp_path / "saved.weights.h5")
+    model.optimizer.set_trainable_rows({words: [1, 2, 3]})
+    with pytest.warns(UserWarning, match="Rows come with their state"):
+        model.load_weights(tmp_path / "saved.weights.h5")
+    before = [variable.numpy() for variable in model.optimizer.variables]
+    inner = model.optimizer.inner_optimizer
+    ask(model.optimizer)
+    assert model.optimizer.inner_optimizer is inner
+    for variable, value in zip(model.optimizer.variables, before, strict=True):
+        assert_same_bits(variable, value, variable.path)
 
 
-def test_rows_that_are_set_after_loading_train():
-    optimizer, _ = loading_state_of_other_rows()
-    optimizer.set_trainable_rows({"table": [4, 5]})
-    assert optimizer.trainable_rows == {"table": Rows([4, 5], 6)}
+def test_rows_that_are_set_after_loading_train(tmp_path):
+    model, words = small_model(MaskedModel)
+    model.compile("adam", loss="mse", trainable_rows={words: [0, 1]})
+    model.optimizer.build(model.trainable_variables)
+    model.save_weights(tmp_path / "saved.weights.h5")
+    model.load_weights(tmp_path / "saved.weights.h5")
+    model.set_trainable_rows({words: [4, 5]})
+    assert model.optimizer.trainable_rows == {"words/embeddings": Rows([4, 5], 6)}
+    assert changed_rows(model, words) == [4, 5]

@@ -63,7 +63,7 @@ def test_rows_along_any_axis_train_as_if_alone(cls, data):
             np.take(after, table.frozen, axis), np.take(table.values, table.frozen, axis), "frozen"
         )
         assert_same_bits(np.take(after, table.ids, axis), compact, "trainable")
-    for ours, theirs in zip(optimizer.variables, oracle.variables, strict=True):
+    for ours, theirs in zip(optimizer.inner_optimizer.variables, oracle.variables, strict=True):
         assert_same_bits(ours, theirs, f"slot {ours.path}")
 
 

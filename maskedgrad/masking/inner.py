@@ -1,0 +1,112 @@
+"""The inner optimizer: what it wraps, copies of it, and whether it can be wrapped."""
+
+import copy
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from maskedgrad.messages import shorten
+
+
+def nested_optimizers(optimizer: Any) -> Iterator[Any]:
+    """The optimizer, and those that it wraps at any depth."""
+    yield optimizer
+    inner_optimizer = getattr(optimizer, "inner_optimizer", None)
+    if inner_optimizer is not None:
+        yield from nested_optimizers(inner_optimizer)
+        return
+    for child in getattr(optimizer, "optimizers", []):
+        yield from nested_optimizers(child)
+
+
+def unbuilt_copy(optimizer: Any) -> Any:
+    """A copy of an optimizer that is not built, and that shares nothing with it.
+
+    Keras copies an optimizer by its config, from which not each can be made
+    again; this copies what it holds.
+    """
+    nested = list(nested_optimizers(optimizer))
+    memo: dict[int, Any] = {id(each): object.__new__(type(each)) for each in nested}
+    for each in nested:
+        memo[id(each._distribution_strategy)] = tf.distribute.get_strategy()
+    for each in nested:
+        # A function in the place of a method leads to the original, and is left out.
+        held = {
+            name: value
+            for name, value in vars(each).items()
+            if not (isinstance(value, types.FunctionType) and hasattr(type(each), name))
+        }
+        vars(memo[id(each)]).update(copy.deepcopy(held, memo))
+        route = getattr(each, "_optimizer_map", None)
+        if isinstance(route, types.FunctionType):  # which would lead to the originals
+            vars(memo[id(each)])["_optimizer_map"] = _route_to_copies(route)
+    return memo[id(optimizer)]
+
+
+def _route_to_copies(route: Any) -> Any:
+    copies: dict[int, Any] = {}
+
+    def routed(variable: Any) -> Any:
+        original = route(variable)
+        return copies.setdefault(id(original), (original, unbuilt_copy(original)))[1]
+
+    return routed
+
+
+def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    """The variables of which a built optimizer keeps averages, each with its average."""
+    # Keras has no public way to ask for them.
+    for nested in nested_optimizers(optimizer):
+        averages = getattr(nested, "_model_variables_moving_average", [])
+        for variable, average in zip(nested._trainable_variables, averages, strict=False):
+            if average is not None:
+                yield variable, average
+
+
+def made(make: Callable[..., Any], config: Any, **kwargs: Any) -> Any:
+    """What a function of Keras makes of the config of an inner optimizer."""
+    try:
+        return make(config, **kwargs)
+    except (TypeError, ValueError):
+        raise
+    except Exception as error:
+        # Keras does not say what it raises for a config that lacks something.
+        raise ValueError(
+            "The config of `inner_optimizer` must be what "
+            f"`keras.saving.serialize_keras_object` returns. Received: {shorten(config)}, of "
+            f"which Keras makes nothing: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_unbuilt(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a `ValueError` if an optimizer is built."""
+    if optimizer.built:
+        raise ValueError(
+            "`inner_optimizer` must not be built yet, because its state would be that of whole "
+            f"tables. Received: the built optimizer {optimizer.name!r}. Make a fresh one: "
+            "`type(optimizer).from_config(optimizer.get_config())`."
+        )
+
+
+def checked_inner_optimizer(identifier: Any, masking: type) -> keras.optimizers.Optimizer:
+    """The optimizer to wrap, if it is one that is not built, and none of the class `masking`."""
+    optimizer = identifier
+    if isinstance(identifier, (str, dict)):
+        optimizer = made(keras.optimizers.get, identifier)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`inner_optimizer` must be a Keras 3 optimizer, or what `keras.optimizers.get` takes "
+            f"for one. Received: {optimizer!r} of type "
+            f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. "
+            "Optimizers of `tf_keras` and of PyTorch have a counterpart in `keras.optimizers`."
+        )
+    if any(isinstance(nested, masking) for nested in nested_optimizers(optimizer)):
+        raise ValueError(
+            "`inner_optimizer` must not mask rows itself. Received: a `MaskedOptimizer`. "
+            "Name all the tables in the `trainable_rows` of one."
+        )
+    check_unbuilt(optimizer)
+    return optimizer

@@ -1,0 +1,84 @@
+"""Which rows train, as state that is saved and restored."""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from maskedgrad.masking.compact import CompactTable
+from maskedgrad.rows.saved import decode_trainable_rows, encode_trainable_rows, saved_table
+from maskedgrad.rows.targets import MaskedTable, check_same_tables, named, resolve
+
+
+class RowIds(keras.Layer):
+    """Holds the variables that say which rows train. Its file says of which tables too.
+
+    A part of the optimizer of its own, since Keras takes each number that an
+    optimizer saves for a variable of it, and would give it to a stock optimizer
+    that has as many. Keras finds parts by the alphabet, private names last: this one,
+    `chosen_row_ids`, before the `inner_optimizer`, whose state it makes room for.
+
+    Args:
+        tables: the tables, with their ids.
+        variables: all variables that are trained.
+        change_rows: a function of `MaskedTable`s, whose rows it lets train.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[CompactTable],
+        variables: Sequence[keras.Variable],
+        change_rows: Callable[[list[MaskedTable]], None],
+    ):
+        super().__init__(name="row_ids", trainable=False)
+        # One by one, since a checkpoint of TensorFlow looks into no list of Keras.
+        for number, table in enumerate(tables):
+            for variable in table.state:
+                setattr(self, f"{variable.name}_{number}", variable)
+        # In functions, since Keras tracks variables in whatever else a layer holds.
+        self._masked, self._variables = lambda: [t.masked() for t in tables], lambda: variables
+        self._change_rows = change_rows
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves which rows of which tables train, and their multipliers."""
+        masked, variables = self._masked(), self._variables()
+        config = encode_trainable_rows(
+            (saved_table(table.variable, table.axis, variables), table.rows) for table in masked
+        )
+        store["tables"] = np.frombuffer(json.dumps(config).encode(), np.uint8)
+        for number, table in enumerate(masked):
+            if table.learning_rates is not None:
+                store[f"learning_rates_{number}"] = table.learning_rates
+
+    def load_own_variables(self, store: Any) -> None:
+        """Lets the rows train that were saved, before the inner optimizer loads their state.
+
+        Raises:
+            ValueError: the tables are not those that were saved, or cannot be told.
+        """
+        names = set(store.keys())
+        if "tables" not in names:
+            return  # state of a stock optimizer, of which the inner one warns
+        config = json.loads(np.asarray(store["tables"], np.uint8).tobytes())
+        masked, saved = self._masked(), decode_trainable_rows(config)
+        tables = check_same_tables(resolve(named(saved), self._variables()), masked)
+        for number, (now, table) in enumerate(zip(masked, tables, strict=True)):
+            name = f"learning_rates_{number}"
+            if (name in names) != (now.learning_rates is not None):
+                raise ValueError(
+                    "Rows must have learning rates of their own where they had when the optimizer "
+                    f"was saved. Received: an optimizer where those of {now.path!r} differ in that"
+                )
+            if name in names:
+                tables[number] = table.but(learning_rates=np.asarray(store[name], float))
+            if table.rows != now.rows:
+                warnings.warn(
+                    f"Rows come with their state: of {table.path!r} {table.rows} train now, as "
+                    f"when the optimizer was saved, and not {now.rows}. To train others call "
+                    "`set_trainable_rows` after loading.",
+                    stacklevel=2,
+                )
+        self._change_rows(tables)

@@ -1,0 +1,86 @@
+"""What TensorFlow's graphs need: what is made while a function is traced must outlive it."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import tensorflow as tf
+
+Result = TypeVar("Result")
+
+# What Keras calls the function that it traces, and has no public way to tell.
+KERAS_TRACES = "one_step_on_data"
+
+
+@tf.autograph.experimental.do_not_convert
+def outside_of_graphs(
+    function: Callable[[], Result], strategy: tf.distribute.Strategy | None = None
+) -> Result:
+    """Calls `function` eagerly, also where `tf.function` is tracing, in a thread of its own.
+
+    There it is in the scope of `strategy`; of none if it is not given.
+
+    Where the first batch builds the model and the optimizer, that happens in a
+    trace. What the optimizer makes must outlive the graph of that trace, and
+    must be made when the tables hold values, which they do from the second
+    trace on; there, TensorFlow makes no variable, not even in `tf.init_scope`.
+    A graph is known to the thread that traces it only.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def call_in_scope() -> None:
+        try:
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    # No executor: those refuse work once the main thread has ended, as it may have.
+    thread = threading.Thread(target=call_in_scope)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def trace_again() -> None:
+    """Makes the train function of a `keras.Model` that is being traced start over.
+
+    TensorFlow traces again after a first trace that makes a variable, for which
+    alone this one serves. A function of other making may be in a later trace,
+    where TensorFlow allows none.
+    https://www.tensorflow.org/guide/function#creating_tfvariables
+    """
+    if not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name == KERAS_TRACES:
+        tf.Variable(0.0, trainable=False, name="trace_again")
+
+
+def is_compiled_by_xla() -> bool:
+    """Whether what is traced here is to be compiled by XLA, as `jit_compile` asks for."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        # TensorFlow tells this nowhere else.
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if type(context).__name__ == "XLAControlFlowContext":
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+def fail_if_run() -> None:
+    """Stops a function in whose first trace the tables hold no values yet, if it is ever run.
+
+    TensorFlow traces it again once they do, and runs what it traced then.
+    """
+    tf.debugging.Assert(
+        False,
+        [
+            "The tables held no value yet when MaskedOptimizer was built. "
+            "Build the model and the optimizer before this function is called."
+        ],
+    )

@@ -1,0 +1,178 @@
+"""Keras variables that are bent: read sparsely, of a length that changes, or in another's place."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class SparselyRead:
+    """Mixed into the class of a table's variable: a lookup reads the rows it looks up, no others.
+
+    Once a row has been written, TensorFlow copies a whole variable each time it
+    is read densely, and a Keras layer reads its table densely before it gathers.
+    `tf.gather` calls `sparse_read` of what it is given, where it has one. So does
+    `tf.nn.embedding_lookup`, with which Keras looks up ragged ids, as told below.
+    """
+
+    dtype: Any
+    _value: Any
+
+    def sparse_read(self, indices: Any, name: str | None = None) -> tf.Tensor:
+        """Rows of the table, in the dtype that the table has where this is called."""
+        rows = on_this_replica(self._value).sparse_read(indices, name=name)
+        return tf.cast(rows, self.dtype)
+
+
+class SparselyReadVariable(SparselyRead, keras.Variable):
+    """A `keras.Variable` that is read sparsely."""
+
+
+def read_sparsely(table: keras.Variable) -> None:
+    """Makes every lookup in `table` read the rows it looks up, and no others."""
+    # The class changes, and no attribute: so a copy of the variable looks up in itself.
+    if type(table) is keras.Variable:
+        table.__class__ = SparselyReadVariable
+    elif not reads_sparsely(table):
+        table.__class__ = type(type(table).__name__, (SparselyRead, type(table)), {})
+
+
+def reads_sparsely(table: keras.Variable) -> bool:
+    """Whether `read_sparsely` has been called for a table."""
+    return isinstance(table, SparselyRead)
+
+
+@tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
+def _embedding_lookup(params, ids, max_norm=None, name=None):
+    """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
+    if max_norm is not None or not isinstance(params, SparselyRead):
+        return NotImplemented  # TensorFlow does it
+    return tf.ragged.map_flat_values(lambda flat_ids: tf.gather(params, flat_ids, name=name), ids)
+
+
+class RowVariable(keras.Variable):
+    """A variable with an entry for each trainable row along one axis, however many these are.
+
+    Its shape is read from its value, since a checkpoint restores the value and
+    tells nobody.
+    """
+
+    row_axis = 0
+    _value: Any
+    _of_length: dict[int | None, tf.Variable]
+
+    @property
+    def shape(self) -> tf.TensorShape:
+        """The shape now; in a graph, `None` for the rows if their number may change."""
+        if not tf.executing_eagerly():
+            return self._value.shape
+        return tf.TensorShape(tf.raw_ops.VariableShape(input=on_first_device(self).handle).numpy())
+
+    @property
+    def fixed_length(self) -> int | None:
+        """The number of rows that a graph may rely upon; `None` if it may rely on none."""
+        return self._value.shape[self.row_axis]
+
+    def assign_rows(self, values: np.ndarray) -> None:
+        """Takes other values, of any number of rows, on every device."""
+        if not self._value.shape.is_compatible_with(values.shape):
+            self._of_length[self.fixed_length] = self._value
+            length = values.shape[self.row_axis]
+            if length not in self._of_length:
+                self._of_length[length] = self._like_value(values, values.shape)
+            # What was traced for this length before finds the same variable again.
+            self._value = self._of_length[length]
+        self._value.assign(values)
+
+    def _like_value(self, values: np.ndarray, shape: Any) -> tf.Variable:
+        old = self._value
+        new = tf.Variable(
+            values,
+            dtype=old.dtype,
+            shape=shape,
+            trainable=old.trainable,
+            name=self.name,
+            aggregation=old.aggregation,
+            synchronization=old.synchronization,
+        )
+        # Keras finds what it knows of a variable by this name.
+        components = tf.distribute.get_strategy().experimental_local_results
+        for one, other in zip(components(new), components(old), strict=True):
+            one._unique_id = other._unique_id
+        return new
+
+
+def make_row_variable(variable: keras.Variable, axis: int, any_length: bool) -> None:
+    """Makes a variable a `RowVariable`, in place, before any function is traced with it.
+
+    Args:
+        variable: the variable.
+        axis: int, the axis that the rows lie along.
+        any_length: whether functions are to be traced for any number of rows.
+    """
+    if not isinstance(variable, RowVariable):
+        variable.__class__ = RowVariable
+    variable.row_axis = axis
+    variable._of_length = {}
+    if any_length:
+        values = variable.numpy()
+        shape = [None if place == axis else size for place, size in enumerate(values.shape)]
+        # https://www.tensorflow.org/api_docs/python/tf/Variable: `shape` may leave sizes open.
+        variable._value = variable._like_value(values, shape)
+
+
+class StandIn(RowVariable):
+    """A variable in place of another, to whose name and path it answers.
+
+    Optimizers choose by them what they do with a variable, and by what users
+    put on it.
+
+    Args:
+        original: the variable that it stands for.
+        value: an array of any shape, of the dtype of `original`.
+        axis: int, the axis that rows lie along.
+    """
+
+    def __init__(self, original: keras.Variable, value: Any, axis: int = 0):
+        self._original_path = original.path
+        scope = original.value.name.rpartition("/")[0]
+        with tf.name_scope(f"{scope}/" if scope else ""):
+            super().__init__(
+                value,
+                dtype=original.dtype,
+                autocast=False,
+                aggregation=original.aggregation,
+                name=original.name,
+            )
+            make_row_variable(self, axis, any_length=False)
+        self.constraint = original.constraint
+        self.overwrite_with_gradient = original.overwrite_with_gradient
+        # What users put on it; not what TensorFlow notes there of its checkpoints.
+        for name, attribute in vars(original).items():
+            if not name.startswith("_self_"):
+                self.__dict__.setdefault(name, attribute)
+
+    @property
+    def path(self) -> str:
+        """The path of the original."""
+        return self._original_path
+
+
+def strategy_of(variable: keras.Variable) -> tf.distribute.Strategy:
+    """The strategy that a variable was made in."""
+    return getattr(variable.value, "distribute_strategy", tf.distribute.get_strategy())
+
+
+def on_first_device(variable: keras.Variable) -> tf.Variable:
+    """A mirrored variable's component on its first device; of any other variable, what it holds."""
+    return strategy_of(variable).experimental_local_results(variable.value)[0]
+
+
+def on_this_replica(variable: tf.Variable) -> tf.Variable:
+    """A mirrored variable's component on this replica; any other variable itself."""
+    components = tf.distribute.get_strategy().experimental_local_results(variable)
+    context = tf.distribute.get_replica_context()
+    if len(components) == 1 or context is None:
+        return components[0]
+    return components[tf.get_static_value(context.replica_id_in_sync_group) % len(components)]

@@ -1,0 +1,72 @@
+"""What was asked to be masked: a value that is replaced whole."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from maskedgrad.rows.multipliers import named_rates, rows_by_rate, with_learning_rates
+from maskedgrad.rows.saved import SavedTable, saved_table
+from maskedgrad.rows.targets import MaskedTable, Named, named, resolve, saved
+
+
+class Asked:
+    """What was asked to be masked, validated as far as that goes before there are tables.
+
+    Args:
+        trainable_rows: as `MaskedOptimizer` takes them.
+        row_learning_rates: as `MaskedOptimizer` takes them.
+        decay_exclusions: variables, and names of variables, without weight decay.
+        variables: all variables that are trained, once they are known.
+    """
+
+    def __init__(
+        self,
+        trainable_rows: Mapping[Any, Any],
+        row_learning_rates: Any = None,
+        decay_exclusions: tuple[list[Any], list[str]] | None = None,
+        variables: Sequence[keras.Variable] | None = None,
+    ):
+        self.trainable_rows = trainable_rows
+        self.row_learning_rates = row_learning_rates
+        self.decay_exclusions = decay_exclusions
+        self.variables = variables
+        self.rows: list[tuple[Named, Any]] = named(trainable_rows)
+        self._rates: list[tuple[Named, Any]] = named_rates(row_learning_rates)
+
+    def but(self, **changes: Any) -> "Asked":
+        """The same with other arguments."""
+        names = ("trainable_rows", "row_learning_rates", "decay_exclusions", "variables")
+        return Asked(**{**{name: getattr(self, name) for name in names}, **changes})
+
+    def tables(self, variables: Sequence[keras.Variable]) -> list[MaskedTable]:
+        """The tables that are named among `variables`, with what trains of them and how fast."""
+        return with_learning_rates(resolve(self.rows, variables), self._rates, variables)
+
+    def rated(self, variables: Sequence[keras.Variable]) -> list[tuple[MaskedTable, Any]]:
+        """The tables whose rows have learning rates of their own, each with these."""
+        return [
+            (table, rates)
+            for name, rates in self._rates
+            for table in resolve([(name, slice(None))], variables)
+        ]
+
+    def saved_rows(self) -> list[tuple[SavedTable, Any]]:
+        """The rows, by what a config says of their tables."""
+        if self.variables is None:
+            return [(table, rows) for name, rows in self.rows for table in saved(name)]
+        tables = resolve(self.rows, self.variables)
+        return [(saved_table(t.variable, t.axis, self.variables), t.rows) for t in tables]
+
+    def saved_rates(self) -> list[tuple[SavedTable, Any]]:
+        """The learning rates of rows, each with its rows, by what a config says of their tables."""
+        if self.variables is None:
+            return [
+                (table, rows_by_rate(name.given, rates))
+                for name, rates in self._rates
+                for table in saved(name)
+            ]
+        return [
+            (saved_table(t.variable, t.axis, self.variables), rows_by_rate(t, rates))
+            for t, rates in self.rated(self.variables)
+        ]

@@ -1,0 +1,137 @@
+"""What is named is one table, or refused: by users before a build, and by configs after loading."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+
+from maskedgrad import MaskedOptimizer
+from maskedgrad.rows.saved import decode_trainable_rows, encode_trainable_rows, saved_table
+from maskedgrad.rows.targets import named, resolve
+
+
+def variable(path, shape):
+    *scopes, name = path.split("/")
+    with contextlib.ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(np.zeros(shape), name=name)
+
+
+@pytest.fixture
+def variables():
+    return [variable("words/table", (5, 2)), variable("tags/table", (3, 2)), variable("a/b", ())]
+
+
+def test_an_exact_path_goes_before_a_regular_expression(variables):
+    variables.append(variable("words/tabl.", (4, 2)))
+    (table,) = resolve(named({"words/tabl.": [1]}), variables)
+    assert table.variable is variables[-1]
+
+
+def test_a_pattern_names_every_table_whose_whole_path_it_matches(variables):
+    tables = resolve(named({".*/table": [1]}), variables)
+    assert [table.variable.path for table in tables] == ["words/table", "tags/table"]
+    with pytest.raises(ValueError, match="matches none"):
+        resolve(named({"table": [1]}), variables)
+
+
+def saved_of(variables, place, rows):
+    """What a config says of one of the variables, all of which were trained."""
+    saved = saved_table(variables[place], 0, variables)
+    return decode_trainable_rows(encode_trainable_rows([(saved, rows)]))
+
+
+def test_a_saved_table_is_found_by_its_path(variables):
+    saved = saved_of(variables, 1, [2])
+    (table,) = resolve(named(saved), variables)
+    assert table.variable is variables[1]
+    assert list(table.rows) == [2]
+    # Beside others, and elsewhere among them, since the layers around were frozen.
+    with pytest.warns(UserWarning, match="3 variables were trained"):
+        (table,) = resolve(named(saved), variables[1:])
+    assert table.variable is variables[1]
+
+
+def test_a_saved_table_is_found_by_its_place_where_all_names_are_new(variables):
+    again = [
+        variable("model/words_1/table", (5, 2)),
+        variable("model/tags_1/table", (3, 2)),
+        variable("model/a_1/b", ()),
+    ]
+    for place in (0, 1):
+        (table,) = resolve(named(saved_of(variables, place, [2])), again)
+        assert table.variable is again[place]
+
+
+def test_two_tables_of_one_path_are_told_apart_by_their_places():
+    twins = [variable("words/table", (5, 2)) for _ in range(2)]
+    again = [variable("words/table", (5, 2)) for _ in range(2)]
+    for place in (0, 1):
+        (table,) = resolve(named(saved_of(twins, place, [2])), again)
+        assert table.variable is again[place]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [("words/table", (6, 2)), ("tags/table", (3, 2)), ("a/b", ())],  # of another shape
+        [("terms/table", (5, 2)), ("tags/table", (3, 2)), ("a/b", ())],  # of another name
+        [("tags/table", (3, 2)), ("a/b", ())],  # gone
+        [("words_1/table", (5, 2)), ("words_2/table", (5, 2))],  # two that it may be
+        [("words/table", (5, 2)), ("words/table", (5, 2)), ("tags/table", (3, 2)), ("a/b", ())],
+    ],
+)
+def test_a_saved_table_that_is_not_found_beyond_doubt_is_refused(variables, found):
+    saved = saved_of(variables, 0, [1])
+    with pytest.raises(ValueError, match=r"beyond doubt(.|\n)*'words/table', shape \(5, 2\)"):
+        resolve(named(saved), [variable(*each) for each in found])
+
+
+@pytest.mark.parametrize(
+    ("trainable_rows", "error", "message"),
+    [
+        ({"nothing": [1]}, ValueError, r"matches none(.|\n)*words/table  \(5, 2\)"),
+        ({"a/b": [0]}, ValueError, "scalar"),
+        ({"words/table": [1], ".*ds/table": [2]}, ValueError, "Two targets"),
+        ({"words/table": []}, ValueError, "no row at all"),
+        ({"words/table": [5]}, ValueError, r"'words/table'.*below 5"),
+        ({"words/table": [0.5]}, TypeError, r"integers.*\[0\.5\]"),
+        ({"(": [1]}, ValueError, "regular expression"),
+        ({"a{99999999999}": [1]}, ValueError, "regular expression"),
+        ({"(" * 5000 + ")" * 5000: [1]}, ValueError, "regular expression"),
+        ({}, ValueError, "at least one"),
+        ([("words/table", [1])], TypeError, "mapping"),
+        (None, TypeError, "mapping"),
+    ],
+)
+def test_targets_that_mean_nothing_are_refused(variables, trainable_rows, error, message):
+    with pytest.raises(error, match=message):
+        resolve(named(trainable_rows), variables)
+
+
+def test_a_path_that_two_variables_share_is_refused(variables):
+    variables.append(variable("words/table", (5, 2)))
+    with pytest.raises(ValueError, match=r"must name one variable.*2 variables of this path"):
+        resolve(named({"words/table": [1]}), variables)
+
+
+def test_layers_of_one_name_are_two_tables_in_every_form():
+    first, second = layers = [keras.layers.Embedding(3, 2, name="words") for _ in range(2)]
+    for layer in layers:
+        layer.build()
+    variables = [layer.embeddings for layer in layers]
+    optimizer = MaskedOptimizer("sgd", {first: [0], second: [1]})
+    optimizer.build(variables)
+    tables = optimizer.masked_tables()
+    found = [(id(table.variable), list(table.rows)) for table in tables]
+    assert found == [(id(variables[0]), [0]), (id(variables[1]), [1])]
+    with pytest.raises(ValueError, match="Two tables have one path"):
+        _ = optimizer.trainable_rows
+    optimizer.set_trainable_rows({tables[1]: [2], tables[0]: [0, 1]})
+    assert [list(table.rows) for table in optimizer.masked_tables()] == [[0, 1], [2]]
+    again = MaskedOptimizer.from_config(optimizer.get_config())
+    again.build(variables)
+    found = [(id(table.variable), list(table.rows)) for table in again.masked_tables()]
+    assert found == [(id(variables[0]), [0, 1]), (id(variables[1]), [2])]
