@@ -1,0 +1,301 @@
+"""One test for each way in which real use once broke the law, and for its kind."""
+
+import copy
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep, Rows, summary
+from maskedgrad.testing import assert_same_bits
+from tests.features import needs
+
+X = np.arange(12).reshape(4, 3) % 6
+Y = np.ones((4, 1))
+VALUES = np.arange(1, 25, dtype="float32").reshape(6, 4)
+
+
+def make_model(base=MaskedModel):
+    inputs = keras.Input((3,), dtype="int32")
+    words = keras.layers.Embedding(6, 4, name="words")
+    return base(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(words(inputs)))), words
+
+
+class Kept(keras.optimizers.Optimizer):
+    """Gradient descent that keeps something beside."""
+
+    def __init__(self, learning_rate=0.1, **options):
+        super().__init__(learning_rate=learning_rate, **options)
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.kept = [self.keep(variable) for variable in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        variable.assign_sub(learning_rate * gradient)
+
+
+class Flat(Kept):
+    def keep(self, variable):
+        return self.add_variable((math.prod(variable.shape),), name="flat")
+
+
+class Square(Kept):
+    def keep(self, variable):
+        return self.add_variable((variable.shape[0], variable.shape[0]), name="square")
+
+
+class ByNumberOfRows(Kept):
+    def keep(self, variable):
+        return self.add_variable(variable.shape if variable.shape[0] < 4 else (1,), name="size")
+
+
+class ByWidth(Kept):
+    def keep(self, variable):
+        if variable.shape[-1] >= 4:
+            return [self.add_variable((size,), name="factor") for size in variable.shape]
+        return self.add_variable(variable.shape, name="whole")
+
+
+class PythonNumber(Kept):
+    def keep(self, variable):
+        return 1 / variable.shape[0]
+
+
+class VariableNumber(Kept):
+    def keep(self, variable):
+        return self.add_variable((), keras.initializers.Constant(variable.shape[0]), name="n")
+
+
+class Padded(Kept):
+    def keep(self, variable):
+        return self.add_variable((variable.shape[0] + 1, 4), name="padded")
+
+
+@pytest.mark.parametrize("rows", [[2, 3, 4], [1, 2, 3, 4]], ids=["as many", "more"])
+@pytest.mark.parametrize("cls", [Flat, Square, PythonNumber, VariableNumber, Padded])
+def test_state_that_cannot_follow_is_refused_before_anything_changes(cls, rows):
+    assert_refused(cls, rows)
+
+
+def test_state_that_is_chosen_by_the_number_of_rows_is_refused_where_that_changes():
+    assert_refused(ByNumberOfRows, [1, 2, 3, 4])
+
+
+def assert_refused(cls, rows):
+    table = keras.Variable(VALUES, name="table")
+    optimizer = MaskedOptimizer(cls(), {"table": [1, 2, 3]})
+    optimizer.apply([tf.constant(VALUES)], [table])
+    before = [variable.numpy() for variable in [table, *optimizer.variables]]
+    with pytest.raises(ValueError, match="Nothing has changed"):
+        optimizer.set_trainable_rows({"table": rows})
+    assert optimizer.trainable_rows == {"table": Rows([1, 2, 3], 6)}
+    for variable, old in zip([table, *optimizer.variables], before, strict=True):
+        assert_same_bits(variable, old, variable.path)
+    optimizer.apply([tf.constant(VALUES)], [table])  # the rows of before go on
+
+
+def test_state_that_is_chosen_by_the_width_of_a_table_follows():
+    table = keras.Variable(VALUES, name="table")
+    optimizer = MaskedOptimizer(ByWidth(), {"table": [1, 2, 3]})
+    optimizer.build([table])
+    per_row, per_column = optimizer.inner_optimizer.kept[0]
+    per_row.assign([1, 2, 3])
+    per_column.assign([1, 2, 3, 4])
+    optimizer.set_trainable_rows({"table": [2, 3, 4, 5]})
+    assert per_row.numpy().tolist() == [2, 3, 0, 0]
+    assert per_column.numpy().tolist() == [1, 2, 3, 4]
+
+
+def test_attributes_that_users_put_on_a_variable_reach_the_inner_optimizer():
+    class PerVariable(Kept):
+        def keep(self, variable):
+            return getattr(variable, "lr_multiplier", 1.0)
+
+    table = keras.Variable(VALUES, name="table")
+    table.lr_multiplier = 0.5
+    optimizer = MaskedOptimizer(PerVariable(), {"table": [0]})
+    optimizer.build([table])
+    assert optimizer.inner_optimizer.kept == [0.5]
+
+
+class NoConfig(keras.optimizers.SGD):
+    def __init__(self, beta):
+        super().__init__(0.1, momentum=0.9)
+        self.beta = beta
+
+
+def captured():
+    optimizer = keras.optimizers.Adam(0.1)
+    return keras.optimizers.MultiOptimizer(lambda variable: optimizer)
+
+
+NOT_REMADE = {
+    "callable rate": lambda: keras.optimizers.Adam(lambda: 0.1),
+    "no config": lambda: NoConfig(0.5),
+    "fresh optimizers": pytest.param(
+        lambda: keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD(0.1)),
+        marks=needs("optimizers.MultiOptimizer"),
+    ),
+    "captured optimizer": pytest.param(captured, marks=needs("optimizers.MultiOptimizer")),
+}
+
+
+@pytest.mark.parametrize("make", NOT_REMADE.values(), ids=NOT_REMADE)
+def test_what_keras_cannot_remake_trains_changes_rows_and_is_summed_up(make):
+    model, words = make_model()
+    model.compile(MaskedOptimizer(make(), {words: [1, 2]}), loss="mse")
+    model.fit(X, Y, verbose=0)
+    inner = model.optimizer.inner_optimizer
+    if isinstance(inner, NoConfig):
+        inner.beta = 0.7
+    model.set_trainable_rows({words: [2, 3]})
+    before = words.get_weights()[0]
+    model.fit(X, Y, verbose=0)
+    moved = (words.get_weights()[0] != before).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [2, 3]
+    assert model.optimizer.inner_optimizer is inner
+    assert getattr(inner, "beta", 0.7) == 0.7
+    lines = []
+    summary(model, print_fn=lines.append)
+    assert "2 of 6 rows" in "".join(lines)
+
+
+def test_a_method_that_is_replaced_on_the_inner_optimizer_is_called_for_real_steps_only():
+    inner, steps = keras.optimizers.SGD(0.1), []
+    apply = inner.apply
+    inner.apply = lambda grads, variables=None: (steps.append(1), apply(grads, variables))
+    table = keras.Variable(VALUES, name="table")
+    optimizer = MaskedOptimizer(inner, {"table": [1]})
+    optimizer.apply([tf.ones((6, 4))], [table])
+    assert steps == [1]
+
+
+def test_the_train_step_of_a_base_class_runs():
+    class Own(keras.Model):
+        steps = 0
+
+        def train_step(self, data):
+            type(self).steps += 1
+            return super().train_step(data)
+
+    class Model(MaskedTrainStep, Own):
+        pass
+
+    inputs = keras.Input((3,), dtype="int32")
+    words = keras.layers.Embedding(6, 4)
+    model = Model(inputs, words(inputs))
+    model.compile("sgd", loss="mse", trainable_rows={words: [1]}, run_eagerly=True)
+    before = words.get_weights()[0]
+    model.fit(X, np.ones((4, 3, 4)), batch_size=2, verbose=0)
+    assert Model.steps == 2
+    moved = (words.get_weights()[0] != before).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [1]
+
+
+def test_the_loss_that_is_shown_is_what_a_model_of_its_own_shows():
+    histories = []
+    for base in (keras.Model, MaskedModel):
+
+        class Own(base):
+            def __init__(self):
+                super().__init__()
+                self.words = keras.layers.Embedding(6, 4)
+                self.tracker = keras.metrics.Mean(name="loss")
+
+            def call(self, x):
+                return ops.mean(self.words(x), axis=(1, 2), keepdims=False)[:, None]
+
+            def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+                loss = ops.mean((y - y_pred) ** 2)
+                self.tracker.update_state(loss)
+                return loss
+
+            @property
+            def metrics(self):
+                return [self.tracker]
+
+        keras.utils.set_random_seed(0)
+        model = Own()
+        model.compile(MaskedOptimizer(keras.optimizers.SGD(1e-6), {model.words: [1]}))
+        histories.append(model.fit(X, Y, batch_size=3, shuffle=False, verbose=0).history)
+    assert histories[0] == histories[1]
+
+
+def test_learning_rates_of_rows_are_given_to_compile():
+    model, words = make_model()
+    model.compile(
+        "sgd", loss="mse", trainable_rows={words: [1, 2]}, row_learning_rates={words: {0: [2]}}
+    )
+    before = words.get_weights()[0]
+    model.fit(X, Y, verbose=0)
+    moved = (words.get_weights()[0] != before).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [1]
+
+
+def test_learning_rates_of_rows_without_rows_are_refused():
+    model, words = make_model()
+    optimizer = MaskedOptimizer("sgd", {words: [1]})
+    with pytest.raises(ValueError, match="must come with `trainable_rows`"):
+        model.compile(optimizer, loss="mse", row_learning_rates={words: {0.5: [1]}})
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_masked_variable_looks_up_in_itself(make_copy):
+    table = keras.Variable(VALUES, name="table")
+    MaskedOptimizer("sgd", {"table": [1]}).build([table])
+    twin = copy.deepcopy(make_copy(table))
+    twin.assign(np.zeros_like(VALUES))
+    assert not tf.gather(twin, [0]).numpy().any()
+    assert_same_bits(tf.gather(table, [0]), VALUES[:1], "the original")
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_ids_that_no_table_has_reach_no_row(jit_compile):
+    table = keras.Variable(VALUES, name="table")
+    optimizer = MaskedOptimizer(keras.optimizers.SGD(1.0), {"table": slice(None)})
+    optimizer.build([table])
+    ids = tf.constant([7, -1, 2, 10**6])
+    step = tf.function(
+        lambda: optimizer.apply([tf.IndexedSlices(tf.ones((4, 4)), ids)]), jit_compile=jit_compile
+    )
+    step()
+    moved = (table.numpy() != VALUES).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [2]
+
+
+def test_two_tables_of_one_path_are_told_by_what_lists_them():
+    inputs = [keras.Input((3,), dtype="int32") for _ in range(2)]
+    layers = [keras.layers.Embedding(6, 4, name="words") for _ in range(2)]
+    towers = [keras.Model(i, layer(i)) for i, layer in zip(inputs, layers, strict=True)]
+    model = MaskedModel(
+        inputs, keras.layers.Add()([t(i) for t, i in zip(towers, inputs, strict=True)])
+    )
+    model.compile("adam", loss="mse", trainable_rows={layers[0]: [1], layers[1]: [2]})
+    model.optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="masked_tables"):
+        _ = model.optimizer.trainable_rows
+    first, second = model.optimizer.masked_tables()
+    assert first.variable is layers[0].embeddings
+    assert second.variable is layers[1].embeddings
+    model.set_trainable_rows({second: [5], first: [4]})
+    assert [table.rows for table in model.optimizer.masked_tables()] == [Rows([4], 6), Rows([5], 6)]
+
+
+def test_an_optimizer_around_a_masked_one_is_refused_unless_it_scales_the_loss():
+    class Around(keras.optimizers.SGD):
+        def __init__(self, inner_optimizer):
+            super().__init__()
+            self.inner_optimizer = inner_optimizer
+
+    model, words = make_model()
+    masked = MaskedOptimizer("sgd", {words: [1]})
+    with pytest.raises(ValueError, match="No optimizer can be around"):
+        model.compile(Around(masked), loss="mse")
+    model.compile(keras.optimizers.LossScaleOptimizer(masked), loss="mse")
+    assert model.optimizer is masked
+    assert isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer)

@@ -1,0 +1,174 @@
+"""How the package is built: rooms on floors, with arrows that only point down.
+
+A room is a module or a package at the top level of `maskedgrad`. These tests
+read the source, every import in it: those inside of functions too, and those
+for type checkers. `docs/maintaining.md` tells what is in each room.
+"""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import maskedgrad
+
+PACKAGE = Path(maskedgrad.__file__).parent
+TESTS = Path(__file__).parent
+HEART = PACKAGE / "masking"
+
+
+def syntax_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = [PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SYNTAX = {module_name(path): syntax_of(path) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    imported = set()
+    for node in ast.walk(SYNTAX[module]):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports by a relative name"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {name if name in SYNTAX else node.module for name in names}
+    return imported & SYNTAX.keys() - {module}
+
+
+def room_of(module: str) -> str:
+    """The room that a module is in; the door, `__init__`, for the package itself."""
+    return [*module.split("."), "__init__"][1]
+
+
+def arrows() -> dict[str, set[str]]:
+    """For each room the other rooms that it imports from."""
+    rooms: dict[str, set[str]] = {room_of(module): set() for module in SYNTAX}
+    for module in SYNTAX:
+        rooms[room_of(module)] |= {room_of(other) for other in imports_of(module)}
+    return {room: others - {room} for room, others in rooms.items()}
+
+
+def floors(rooms: dict[str, set[str]]) -> dict[str, int]:
+    """The floor of each room, from 1: the one above the highest that it imports from."""
+    found: dict[str, int] = {}
+    for room in graphlib.TopologicalSorter(rooms).static_order():
+        found[room] = 1 + max((found[other] for other in rooms[room]), default=0)
+    return found
+
+
+def test_there_are_at_most_sixteen_rooms():
+    assert len(arrows()) <= 16, sorted(arrows())
+
+
+def test_rooms_stand_on_seven_floors_and_arrows_point_down():
+    """A cycle of rooms has no floors: `graphlib.CycleError` shows it."""
+    found = floors(arrows())
+    assert max(found.values()) <= 7, found
+
+
+def test_a_cycle_of_rooms_is_seen():
+    with pytest.raises(graphlib.CycleError):
+        floors({"masking": {"model"}, "model": {"masking"}})
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graphlib.TopologicalSorter({module: imports_of(module) for module in SYNTAX}).prepare()
+
+
+def test_the_wings_are_not_in_each_others_way():
+    """Each can be taken away, and the others still stand."""
+    wings = {"callbacks", "patches", "vectors", "testing"}
+    between = {wing: arrows()[wing] & wings for wing in wings}
+    assert not any(between.values()), between
+
+
+def test_distribute_knows_nothing_of_tables():
+    assert arrows()["distribute"] == set()
+
+
+def test_users_see_public_names_and_rooms():
+    names = _dir_in_another_process()
+    assert set(maskedgrad.__all__) <= names
+    assert names - set(maskedgrad.__all__) <= arrows().keys() - {"__init__", "__main__"}
+
+
+def _dir_in_another_process() -> set[str]:
+    # Here other tests have imported more.
+    program = "import maskedgrad; print(*dir(maskedgrad))"
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    return {name for name in printed.split() if not name.startswith("__")} | {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(HEART.glob("*.py")), ids=lambda path: path.name)
+def test_a_file_of_the_heart_has_at_most_400_lines(path):
+    assert num_lines(path) <= 400
+
+
+def test_the_heart_has_at_most_1700_lines():
+    assert sum(map(num_lines, HEART.glob("*.py"))) <= 1700
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def is_private(name: str) -> bool:
+    return name.strip("_") != "" and name.startswith("_") and not name.endswith("__")
+
+
+def private_names_defined(tree: ast.AST) -> set[str]:
+    """What is defined under a private name: functions, classes, attributes and constants."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return set(filter(is_private, names))
+
+
+def names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """What is read of other objects, by attribute, import, or a text such as `setattr` takes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not _is_self(node.value):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
+
+
+OUTSIDE = [
+    path
+    for folder in (PACKAGE, TESTS)
+    for path in sorted(folder.rglob("*.py"))
+    if path.parent.name != "masking"
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_private_name_of_the_heart_is_used_outside(path):
+    of_heart = set().union(*(private_names_defined(syntax_of(each)) for each in HEART.glob("*.py")))
+    # What a file defines under the same name is its own.
+    foreign = of_heart - private_names_defined(tree := syntax_of(path))
+    used = [(line, name) for line, name in names_used(tree) if name in foreign]
+    assert used == []
