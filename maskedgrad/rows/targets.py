@@ -121,8 +121,15 @@ def named(trainable_rows: Mapping[Any, Any]) -> list[tuple[Named, Any]]:
         name = _named(target)
         for variable in variables_before_build(name):
             _rows_of(name, variable, rows)
-        requests.append((name, canonical(rows)))
+        requests.append((name, _canonical(name, rows)))
     return requests
+
+
+def _canonical(name: Named, rows: Any) -> Any:
+    try:
+        return canonical(rows)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"The rows given for {describe(name.given)}: {error}") from error
 
 
 def _named(target: Any) -> Named:

@@ -59,9 +59,7 @@ def slice_from_text(text: str) -> slice:
 
 def range_to_text(rows: range) -> str:
     """A range as text: as ids where they are one run, else `"range(0, 10, 2)"`."""
-    if not rows:
-        return ""
-    if rows.step == 1 and len(rows) <= MAX_NUM_IDS:
+    if rows and rows.step == 1 and len(rows) <= MAX_NUM_IDS:
         return f"{rows.start}:{rows.stop}" if len(rows) > 1 else str(rows.start)
     return repr(rows)
 

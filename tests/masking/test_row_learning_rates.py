@@ -159,7 +159,7 @@ def test_final_values_are_set_whole():
     optimizer = MaskedOptimizer(averaging, {"table": [0]}, None, {"table": {0.5: [0]}})
     optimizer.apply([tf.ones((2, 1))], [variable])
     optimizer.finalize_variable_values([variable])
-    average = optimizer.variables[-1].numpy()
+    average = optimizer.inner_optimizer.variables[-1].numpy()
     assert variable.numpy()[0] == average[0]
 
 
