@@ -80,7 +80,7 @@ class CompactTable:
 
     def scatter(self, strategy: tf.distribute.Strategy) -> None:
         """Copies the trainable rows from the compact variable to the table."""
-        self._update(strategy, lambda before, after: after)
+        self._update(strategy, lambda read, after: after)
 
     def scatter_step(self, strategy: tf.distribute.Strategy) -> None:
         """Moves each row of the table by its share of the way to the compact variable's."""
@@ -89,8 +89,8 @@ class CompactTable:
             return
         shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
 
-        def moved(before, after, multipliers):
-            shares = tf.reshape(multipliers.read_value(), shape)
+        def moved(read, after, multipliers):
+            before, shares = read(), tf.reshape(multipliers.read_value(), shape)
             # The whole way must end on the same bits, which a sum may miss. Nor may a number
             # move that the inner optimizer left: inf - inf is NaN, and -0 + 0 is 0.
             whole = tf.logical_or(shares == 1, after == before)
@@ -103,7 +103,7 @@ class CompactTable:
     ) -> None:
         def write(table, ids, compact, *args):
             ids = self._checked(ids)
-            values = rows(self._rows_of(table, ids), tf.convert_to_tensor(compact), *args)
+            values = rows(lambda: self._rows_of(table, ids), tf.identity(compact), *args)
             if self.axis == 0:
                 return table.scatter_update(tf.IndexedSlices(values, ids))
             return table.scatter_nd_update(
