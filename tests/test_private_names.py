@@ -8,10 +8,12 @@ that `NAMES` does not list: use a public one, or add a row and a test for it.
 
 import ast
 import builtins
+import functools
 import importlib
 import inspect
 import itertools
 import pkgutil
+import textwrap
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,7 @@ NAMES = [
     Name("_self_", "masking/variables.py", "what TensorFlow notes on a variable, not its user"),
     Name("_trainable_variables", "masking/inner.py", "which variable an average is of"),
     Name("_unique_id", "masking/variables.py", "by what an optimizer knows its variables"),
+    Name("_value", "masking/variables.py", "a Keras variable that is to hold another of TensorFlow"),
     Name("_word2vec_read_binary", "vectors/sources.py", "the public loader keeps every word"),
     Name("_word2vec_read_text", "vectors/sources.py", "the public loader keeps every word"),
     # Without an underscore, and without a word in the documentation:
@@ -187,6 +190,16 @@ def test_an_optimizer_knows_a_variable_by_its_id():
     second.value._unique_id = of(first.value, "_unique_id")
     optimizer.apply([tf.ones((3, 2))], [second])
     assert not second.numpy().any()
+
+
+@guards("_value")
+def test_a_variable_is_what_it_holds():
+    changed, kept = variable(), of(variable(value=2.0), "_value")
+    changed._value = kept
+    assert changed.value is kept
+    changed.assign_add(np.ones((3, 2), "float32"))
+    assert (kept.numpy() == 3.0).all()
+    assert (changed.numpy() == 3.0).all()
 
 
 @guards("_inbound_nodes")
@@ -404,8 +417,25 @@ def overridden() -> set[tuple[str, str]]:
         for cls in classes
         for ours in filter(is_ours, cls.__mro__)
         for theirs in itertools.filterfalse(is_ours, cls.__mro__)
-        for name in vars(ours).keys() & {*dir(theirs)}
+        for name in (vars(ours).keys() | kept_by(ours)) & {*dir(theirs), *kept_by(theirs)}
     }
+
+
+@functools.cache
+def kept_by(cls: type) -> frozenset[str]:
+    """The names of the attributes that a class sets on `self`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):  # written in C
+        return frozenset()
+    return frozenset(
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    )
 
 
 def is_ours(cls: type) -> bool:
