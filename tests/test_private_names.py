@@ -65,7 +65,9 @@ NAMES = [
     Name("_self_", "masking/variables.py", "what TensorFlow notes on a variable, not its user"),
     Name("_trainable_variables", "masking/inner.py", "which variable an average is of"),
     Name("_unique_id", "masking/variables.py", "by what an optimizer knows its variables"),
-    Name("_value", "masking/variables.py", "a Keras variable that is to hold another of TensorFlow"),
+    Name(
+        "_value", "masking/variables.py", "a Keras variable that is to hold another of TensorFlow"
+    ),
     Name("_word2vec_read_binary", "vectors/sources.py", "the public loader keeps every word"),
     Name("_word2vec_read_text", "vectors/sources.py", "the public loader keeps every word"),
     # Without an underscore, and without a word in the documentation:
