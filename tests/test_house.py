@@ -117,8 +117,9 @@ def test_a_file_of_the_heart_has_at_most_400_lines(path):
     assert num_lines(path) <= 400
 
 
-def test_the_heart_has_at_most_1700_lines():
-    assert sum(map(num_lines, HEART.glob("*.py"))) <= 1700
+def test_the_heart_has_at_most_2200_lines():
+    """Of which steps on touched rows, and the trials that tell who can make them, are 450."""
+    assert sum(map(num_lines, HEART.glob("*.py"))) <= 2200
 
 
 def num_lines(path: Path) -> int:

@@ -1,14 +1,18 @@
 """A table and the compact variable that stands for its trainable rows."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.masking.gradients import Gradient, compact_gradient, touched_rows
 from maskedgrad.masking.tables import read_rows
+from maskedgrad.masking.tracing import is_compiled_by_xla
 from maskedgrad.masking.variables import (
+    RowVariable,
     StandIn,
     make_row_variable,
     on_first_device,
@@ -19,6 +23,20 @@ from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 
 
+class StepRows(NamedTuple):
+    """The rows of a table that a step works on.
+
+    Of a `CompactTable`: all rows of the table, which goes to the optimizer
+    itself, if there are no `ids`; the rows `ids`, which is all that train if
+    there are no `places`; else some of these, in those places among them.
+    What `is_unused` is not written back.
+    """
+
+    ids: Any = None
+    places: Any = None
+    is_unused: bool = False
+
+
 class CompactTable:
     """A table, which of its rows train, and the compact variable that stands for these.
 
@@ -26,17 +44,21 @@ class CompactTable:
     have learning rates of their own: variables that a step reads.
     """
 
-    def __init__(self, table: MaskedTable, has_multipliers: bool):
-        self.variable, self.axis = table.variable, table.axis
+    def __init__(self, table: MaskedTable, has_multipliers: bool, is_lazy: bool = False):
+        self.variable, self.axis, self.is_lazy = table.variable, table.axis, is_lazy
         read_sparsely(self.variable)
         name = self.variable.path.replace("/", "_")
-        self.compact = stand_in_for(table)
         self.ids = _number_for_each_row(table.rows.ids, "int64", f"{name}_trainable_rows")
         self.multipliers = None
         if has_multipliers:
             self.multipliers = _number_for_each_row(
                 multipliers_of(table), self.variable.dtype, f"{name}_learning_rates"
             )
+        held = table.rows.ids[: 0 if self.is_whole else None]
+        self.compact = StandIn(self.variable, _rows_in_place(table, held), self.axis)
+        # The state of these rows, with variables for what a step works on of it, where that is
+        # the rows that a batch touches; the compact variable first.
+        self._windows: list[tuple[RowVariable, tf.Variable]] = []
 
     @property
     def state(self) -> list[keras.Variable]:
@@ -53,80 +75,160 @@ class CompactTable:
 
     def take_rows(self, table: MaskedTable) -> None:
         """Takes the rows of `table` for those that train from now on."""
-        self.compact.assign_rows(_rows_in_place(table))
         self.ids.assign_rows(table.rows.ids)
         if self.multipliers is not None:
             self.multipliers.assign_rows(multipliers_of(table))
+        # XLA lets no variable change its length, so this has it before a step.
+        held = table.rows.ids[: 0 if self.is_lazy else None]
+        self.compact.assign_rows(_rows_in_place(table, held))
 
-    def checked_ids(self) -> tf.Tensor:
-        """The ids, int64 of shape `(K,)`.
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows train as they are, so that the table itself can go to the optimizer."""
+        if self.is_lazy or self.multipliers is not None:
+            return False
+        with tf.init_scope():
+            return int(self.ids.shape[0]) == self.variable.shape[self.axis]
 
-        Where the inner optimizer relies on K, a function that was traced for
-        another K stops here before anything has moved; under XLA too, which
-        drops assertions but not shapes.
+    @property
+    def fixed_length(self) -> int | None:
+        """The number of rows that functions are traced for; `None` for any."""
+        return self.variable.shape[self.axis] if self.is_whole else self.compact.fixed_length
+
+    def checks(self) -> list[Any]:
+        """What stops a function that was traced for another number of rows than train now.
+
+        It stops before anything has moved.
         """
-        return self._checked(on_this_replica(self.ids.value))
+        length, ids = self.fixed_length, on_this_replica(self.ids.value)
+        if length is None:
+            return []
+        if is_compiled_by_xla():  # which drops assertions, but not shapes
+            return [tf.ensure_shape(ids.read_value(), [length], name=TRACED_FOR_OTHER_ROWS)]
+        num_rows = tf.raw_ops.VariableShape(input=ids.handle)[0]
+        return [tf.debugging.assert_equal(num_rows, length, name=TRACED_FOR_OTHER_ROWS)]
 
-    def gather(self, strategy: tf.distribute.Strategy) -> None:
-        """Copies the trainable rows from the table to the compact variable."""
-        strategy.extended.update(
-            self.compact.value,
-            lambda compact, table, ids: compact.assign(
-                self._rows_of(table, self._checked(ids)), read_value=False
-            ),
-            args=(self.variable.value, self.ids.value),
-            group=False,
-        )
+    def trainable_rows(self) -> StepRows:
+        """All rows that train."""
+        return StepRows() if self.is_whole else StepRows(self.ids.value)
 
-    def scatter(self, strategy: tf.distribute.Strategy) -> None:
-        """Copies the trainable rows from the compact variable to the table."""
-        self._update(strategy, lambda read, after: after)
+    def rows_of_step(self, gradient: Gradient, keeps_idle: bool) -> tuple[Gradient, StepRows]:
+        """The gradient of the rows that a step works on, and these rows.
 
-    def scatter_step(self, strategy: tf.distribute.Strategy) -> None:
-        """Moves each row of the table by its share of the way to the compact variable's."""
+        Args:
+            gradient: that of the table.
+            keeps_idle: whether the optimizer keeps the bits of rows without a gradient.
+        """
+        rows, ids = self.trainable_rows(), on_this_replica(self.ids.value)
+        if rows.ids is None:
+            return gradient, rows
+        # XLA lets no variable change its length.
+        if self.is_lazy or (keeps_idle and not is_compiled_by_xla()):
+            self._check_lengths_may_change()
+            if gradient is None:
+                return None, StepRows(*[tf.zeros([0], tf.int64)] * 2)
+            if isinstance(gradient, tf.IndexedSlices):
+                selected, *touched = touched_rows(gradient, ids)
+                if tf.executing_eagerly() and not len(selected) and self.ids.shape[0]:
+                    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/
+                    # numpy.py#L95: `ops.add` takes tensors of no rows for biases.
+                    row = tf.zeros([1, *self.variable.shape[1:]], selected.dtype)
+                    return row, StepRows(ids[:1], tf.zeros([1], tf.int64), is_unused=True)
+                return selected, StepRows(*touched)
+        length = self.compact.fixed_length
+        return compact_gradient(gradient, ids, self.axis, length), rows
+
+    def _check_lengths_may_change(self) -> None:
+        if is_compiled_by_xla():
+            raise ValueError(
+                "XLA lets no variable change its length, as `lazy` needs it. Received: a model "
+                "that is compiled by XLA. Compile it with `jit_compile=False`."
+            )
+
+    def step_on_touched_rows(self, row_state: Iterable[RowVariable]) -> None:
+        """Lets steps work on the rows that a gradient touches, and on their state."""
+        held = [self.compact, *row_state]
+        self._windows = [(variable, variable.window()) for variable in held]
+        if self.is_lazy:
+            self.take_rows(self.masked())  # now that the optimizer is built, none are held
+
+    @contextlib.contextmanager
+    def in_place(self, rows: StepRows) -> Iterator[None]:
+        """A context in which the optimizer's variables hold the rows of a step."""
+        with contextlib.ExitStack() as held:
+            if rows.ids is None:
+                held.enter_context(self.compact.holding(self.variable.value))
+            for variable, window in self._windows if rows.places is not None else []:
+                held.enter_context(variable.holding(window))
+            yield
+
+    def gather(self, strategy: tf.distribute.Strategy, rows: StepRows) -> None:
+        """Copies the rows of a step, and their state, to where the optimizer works on them."""
+        if rows.ids is None:
+            return
+        copies = [(self.compact.value, self.variable.value, rows.ids, self.axis)]
+        if rows.places is not None:
+            (_, of_table), *of_state = self._windows
+            copies = [(of_table, self.variable.value, rows.ids, 0)]
+            copies += [(window, state.value, rows.places, 0) for state, window in of_state]
+        for window, *args in copies:
+            strategy.extended.update(window, _assign_rows, args, group=False)
+
+    def scatter(self, strategy: tf.distribute.Strategy, rows: StepRows) -> None:
+        """Copies the rows of a step back."""
+        self._scatter(strategy, rows, lambda before, after: after)
+
+    def scatter_step(self, strategy: tf.distribute.Strategy, rows: StepRows) -> None:
+        """Moves each row by its share of the way to where the optimizer has moved it."""
         if self.multipliers is None:
-            self.scatter(strategy)
+            self.scatter(strategy, rows)
             return
         shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
 
-        def moved(read, after, multipliers):
-            before, shares = read(), tf.reshape(multipliers.read_value(), shape)
+        def moved(read, after, multipliers, *places):
+            shares = _rows_of(multipliers, *places) if places else multipliers.read_value()
+            before, shares = read(), tf.reshape(shares, shape)
             # The whole way must end on the same bits, which a sum may miss. Nor may a number
             # move that the inner optimizer left: inf - inf is NaN, and -0 + 0 is 0.
             whole = tf.logical_or(shares == 1, after == before)
             return tf.where(whole, after, before + shares * (after - before))
 
-        self._update(strategy, moved, self.multipliers.value)
+        places = [] if rows.places is None else [rows.places]
+        self._scatter(strategy, rows, moved, self.multipliers.value, *places)
 
-    def _update(
-        self, strategy: tf.distribute.Strategy, rows: Callable[..., Any], *args: tf.Variable
-    ) -> None:
+    def _scatter(self, strategy, rows: StepRows, values, *args) -> None:
         def write(table, ids, compact, *args):
-            ids = self._checked(ids)
-            values = rows(lambda: self._rows_of(table, ids), tf.identity(compact), *args)
+            after = tf.identity(compact)
+            written = values(lambda: _rows_of(table, ids, self.axis), after, *args)
             if self.axis == 0:
-                return table.scatter_update(tf.IndexedSlices(values, ids))
-            return table.scatter_nd_update(
-                places_of_elements(self.variable.shape, ids, self.axis), values
-            )
+                return table.scatter_update(tf.IndexedSlices(written, ids))
+            places = places_of_elements(self.variable.shape, tf.convert_to_tensor(ids), self.axis)
+            return table.scatter_nd_update(places, written)
 
-        strategy.extended.update(
-            self.variable.value,
-            write,
-            args=(self.ids.value, self.compact.value, *args),
-            group=False,
-        )
+        if rows.ids is None or rows.is_unused:
+            return
+        compact = self.compact.value if rows.places is None else self._windows[0][1]
+        args = rows.ids, compact, *args
+        strategy.extended.update(self.variable.value, write, args, group=False)
+        for state, window in self._windows[1:] if rows.places is not None else []:
+            args = rows.places, window
+            strategy.extended.update(state.value, _put_rows, args, group=False)
 
-    def _checked(self, ids: tf.Variable) -> tf.Tensor:
-        length = [self.compact.fixed_length]
-        return tf.ensure_shape(ids.read_value(), length, name=TRACED_FOR_OTHER_ROWS)
 
-    def _rows_of(self, table: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
-        # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
-        if self.axis == 0:
-            return tf.raw_ops.ResourceGather(resource=table.handle, indices=ids, dtype=table.dtype)
-        # There is `ResourceGatherNd`, but not under XLA.
-        return tf.gather(table.read_value(), ids, axis=self.axis)
+def _rows_of(table: tf.Variable, ids: Any, axis: int = 0) -> tf.Tensor:
+    # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
+    if axis == 0:
+        return tf.raw_ops.ResourceGather(resource=table.handle, indices=ids, dtype=table.dtype)
+    # There is `ResourceGatherNd`, but not under XLA.
+    return tf.gather(table.read_value(), ids, axis=axis)
+
+
+def _assign_rows(window: tf.Variable, table: tf.Variable, ids: Any, axis: int) -> Any:
+    return window.assign(_rows_of(table, ids, axis), read_value=False)
+
+
+def _put_rows(table: tf.Variable, ids: tf.Tensor, window: tf.Variable) -> Any:
+    return table.scatter_update(tf.IndexedSlices(window.read_value(), ids))
 
 
 # What TensorFlow's message calls the operation that stops.
@@ -135,11 +237,11 @@ TRACED_FOR_OTHER_ROWS = "traced_for_other_rows__call_make_train_function_with_fo
 
 def stand_in_for(table: MaskedTable) -> StandIn:
     """A variable that holds the trainable rows of a table, and answers to its path."""
-    return StandIn(table.variable, _rows_in_place(table), table.axis)
+    return StandIn(table.variable, _rows_in_place(table, table.rows.ids), table.axis)
 
 
-def _rows_in_place(table: MaskedTable) -> np.ndarray:
-    return np.moveaxis(read_rows(table.variable, table.rows.ids, table.axis), 0, table.axis)
+def _rows_in_place(table: MaskedTable, ids: np.ndarray) -> np.ndarray:
+    return np.moveaxis(read_rows(table.variable, ids, table.axis), 0, table.axis)
 
 
 def multipliers_of(table: MaskedTable) -> np.ndarray:

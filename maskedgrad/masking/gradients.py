@@ -5,13 +5,14 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from maskedgrad.masking.tracing import is_compiled_by_xla
 from maskedgrad.rows.targets import MaskedTable, named, resolve
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
 
 
-def compact_gradient(gradient: Gradient, ids: tf.Tensor, axis: int = 0) -> tf.Tensor | None:
+def compact_gradient(
+    gradient: Gradient, ids: tf.Variable, axis: int = 0, length: int | None = None
+) -> tf.Tensor | None:
     """The trainable rows of a table's gradient.
 
     Equivalent to `tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)`,
@@ -21,44 +22,95 @@ def compact_gradient(gradient: Gradient, ids: tf.Tensor, axis: int = 0) -> tf.Te
     Args:
         gradient: a tensor of shape `(V, ...)`, `IndexedSlices`, which may repeat
             ids, or `None`.
-        ids: int64 of shape `(K,)`, the trainable ids, ascending.
+        ids: an int64 variable of shape `(K,)`, the trainable ids, ascending.
         axis: int, the axis that the rows lie along.
+        length: K, where the gradient is to have it as a part of its shape.
 
     Example:
 
     >>> slices = tf.IndexedSlices(tf.constant([[1.0], [2.0], [4.0]]), tf.constant([3, 0, 3]))
-    >>> compact_gradient(slices, tf.constant([1, 3], tf.int64)).numpy().tolist()
+    >>> compact_gradient(slices, tf.Variable([1, 3], dtype=tf.int64)).numpy().tolist()
     [[0.0], [5.0]]
     """
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices) and axis == 0:
-        looked_up = tf.cast(gradient.indices, ids.dtype)
-        num_ids = tf.shape(ids)[0]
-        places = tf.minimum(_places(looked_up, ids), num_ids - 1)
+        places, is_trainable = _search(ids, tf.cast(gradient.indices, ids.dtype))
         # Slices whose segment id is negative are dropped: that is the mask.
-        segments = tf.where(tf.gather(ids, places) == looked_up, places, -1)
+        segments = tf.where(is_trainable, places, -1)
+        num_ids = tf.raw_ops.VariableShape(input=ids.handle)[0] if length is None else length
         return tf.math.unsorted_segment_sum(gradient.values, segments, num_ids)
-    return tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)
+    selected = tf.ensure_shape(tf.convert_to_tensor(ids), [length])
+    return tf.gather(tf.convert_to_tensor(gradient), selected, axis=axis)
 
 
-def _places(looked_up: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """For each id that is looked up, how many of `ids` are smaller: int32."""
-    # A search: a table of V places would take 4 V bytes, and cross to a GPU in each step.
-    if not is_compiled_by_xla():
-        return tf.searchsorted(ids, looked_up)
-    num_ids = tf.shape(ids)[0]
+def touched_rows(
+    gradient: tf.IndexedSlices, ids: tf.Variable
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The trainable rows that a gradient touches, on any replica.
+
+    Nothing of size K or V is made.
+
+    Args:
+        gradient: `IndexedSlices`, which may repeat ids.
+        ids: an int64 variable of shape `(K,)`, the trainable ids, ascending.
+
+    Returns:
+        The gradient of these rows, of shape `(n, ...)`; their ids, int64 of shape `(n,)`; and
+        their places among the trainable ids, int64 of shape `(n,)`.
+
+    Example:
+
+    >>> slices = tf.IndexedSlices(tf.constant([[1.0], [2.0], [4.0]]), tf.constant([3, 0, 3]))
+    >>> gradient, ids, places = touched_rows(slices, tf.Variable([1, 3, 5], dtype=tf.int64))
+    >>> gradient.numpy().tolist(), ids.numpy().tolist(), places.numpy().tolist()
+    ([[5.0]], [3], [1])
+    """
+    looked_up = tf.cast(gradient.indices, ids.dtype)
+    places, is_trainable = _search(ids, looked_up)
+    trained = tf.where(is_trainable)[:, 0]
+    touched, segments = tf.unique(tf.gather(places, trained))
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        # The same rows on all replicas, so that their gradients can be added.
+        touched = tf.sort(tf.unique(context.all_gather(touched, axis=0))[0])
+        segments = tf.searchsorted(touched, tf.gather(places, trained))
+    # Slices whose segment id is negative are dropped: that is the mask.
+    dropped = tf.fill(tf.shape(looked_up), -1)
+    segments = tf.tensor_scatter_nd_update(dropped, trained[:, None], segments)
+    values = tf.math.unsorted_segment_sum(gradient.values, segments, tf.size(touched))
+    return values, _gather(ids, touched), touched
+
+
+def _search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """For each id that is looked up its place among `ids`, int64, and whether it is there."""
+    num_ids = tf.raw_ops.VariableShape(input=ids.handle)[0]
+    last = tf.cast(num_ids - 1, ids.dtype)
+    lowest, highest = _gather(ids, 0), _gather(ids, last)
 
     def by_halving() -> tf.Tensor:
-        first, last = tf.zeros_like(looked_up, tf.int32), tf.fill(tf.shape(looked_up), num_ids)
-        for _ in range(32):
-            middle = (first + last) // 2
-            is_less = (first < last) & (tf.gather(ids, tf.minimum(middle, num_ids - 1)) < looked_up)
-            first, last = tf.where(is_less, middle + 1, first), tf.where(is_less, last, middle)
-        return first
+        def halve(num_left: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            half = num_left // 2
+            further = places + tf.cast(half, places.dtype)
+            return num_left - half, tf.where(_gather(ids, further) <= looked_up, further, places)
 
-    # XLA compares each with all `ids`: that takes half a second for 6,400 among 200,000.
-    return tf.cond(num_ids <= 512, lambda: tf.searchsorted(ids, looked_up), by_halving)
+        # Not `tf.searchsorted`: it reads all ids, and XLA compares each with each.
+        more_than_one = lambda num_left, _: num_left > 1  # noqa: E731
+        return tf.while_loop(more_than_one, halve, [num_ids, tf.zeros_like(looked_up)])[1]
+
+    # Ids that are a range need no search.
+    places = tf.cond(
+        highest - lowest == last,
+        lambda: tf.clip_by_value(looked_up - lowest, 0, last),
+        by_halving,
+    )
+    return places, _gather(ids, places) == looked_up
+
+
+def _gather(variable: tf.Variable, places: Any) -> tf.Tensor:
+    return tf.raw_ops.ResourceGather(
+        resource=variable.handle, indices=tf.cast(places, tf.int64), dtype=variable.dtype
+    )
 
 
 def mask_gradients(

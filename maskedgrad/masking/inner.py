@@ -46,6 +46,19 @@ def unbuilt_copy(optimizer: Any) -> Any:
     return memo[id(optimizer)]
 
 
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Makes an optimizer, and those that it wraps, use a learning rate from now on."""
+    for nested in nested_optimizers(optimizer):
+        if hasattr(nested, "optimizers") or hasattr(nested, "inner_optimizer"):
+            continue  # which has none of its own
+        if isinstance(nested.learning_rate, keras.Variable):
+            nested.learning_rate = learning_rate
+        else:  # a schedule, which can be replaced by another alone
+            nested.learning_rate = keras.optimizers.schedules.ExponentialDecay(
+                learning_rate, decay_steps=1, decay_rate=1.0
+            )
+
+
 def _route_to_copies(route: Any) -> Any:
     copies: dict[int, Any] = {}
 
@@ -79,6 +92,16 @@ def made(make: Callable[..., Any], config: Any, **kwargs: Any) -> Any:
             f"`keras.saving.serialize_keras_object` returns. Received: {shorten(config)}, of "
             f"which Keras makes nothing: {type(error).__name__}: {error}"
         ) from error
+
+
+def check_backend() -> None:
+    """Raises a `ValueError` if Keras does not run on TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "maskedgrad needs Keras to run on TensorFlow. Received: the backend "
+            f"{keras.backend.backend()!r}. Set the environment variable "
+            'KERAS_BACKEND="tensorflow" before Keras is imported.'
+        )
 
 
 def check_unbuilt(optimizer: keras.optimizers.Optimizer) -> None:

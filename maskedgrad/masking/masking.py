@@ -1,6 +1,7 @@
 """What a built optimizer masks."""
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -8,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.distribute.workers import check_workers_agree, spans_workers
-from maskedgrad.masking.compact import CompactTable
-from maskedgrad.masking.gradients import Gradient, compact_gradient
+from maskedgrad.masking.compact import CompactTable, StepRows
+from maskedgrad.masking.gradients import Gradient
 from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
 from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
@@ -42,15 +43,20 @@ class Masking:
         self.strategy = tf.distribute.get_strategy()
         self._check_workers_agree(tables)
         self.variables = list(asked.variables or [])
-        self._state = RowState(inner_optimizer, self.variables, tables)
+        self._state = RowState(inner_optimizer, self.variables, tables, asked.is_lazy)
         rated = {id(table.variable) for table, _ in asked.rated(self.variables)}
-        self.tables = [CompactTable(table, id(table.variable) in rated) for table in tables]
+        self.tables = [
+            CompactTable(table, id(table.variable) in rated, asked.is_lazy) for table in tables
+        ]
         if asked.decay_exclusions is not None:
             var_list, var_names = asked.decay_exclusions
             for optimizer in nested_optimizers(inner_optimizer):
                 optimizer.exclude_from_weight_decay(self.compact_variables(var_list), var_names)
         check_unbuilt(inner_optimizer)  # whatever it does when a copy is built
-        inner_optimizer.build(self.compact_variables(self.variables))
+        with contextlib.ExitStack() as held:
+            for table in self.tables:
+                held.enter_context(table.in_place(table.trainable_rows()))
+            inner_optimizer.build(self.compact_variables(self.variables))
         self._state.follow_rows(inner_optimizer, self.tables)
         self.inner_optimizer = inner_optimizer
 
@@ -111,32 +117,48 @@ class Masking:
             variables: what is to be trained, tables among it.
             apply: takes gradients and variables, of shape `(K, ...)` for a table.
         """
-        tables = {id(table.variable): (table, table.checked_ids()) for table in self.tables}
-        with tf.control_dependencies([ids for _, ids in tables.values()]):
-            selected = []
-            for gradient, variable in zip(gradients, variables, strict=True):
-                table, ids = tables.get(id(variable), (None, None))
-                selected.append(compact_gradient(gradient, ids, table.axis) if table else gradient)
-            self.gather()
-            apply(selected, self.compact_variables(variables))
-            self._for_each_table(CompactTable.scatter_step)
+        tables = {id(table.variable): table for table in self.tables}
+        with tf.control_dependencies([check for table in self.tables for check in table.checks()]):
+            keeps_idle = self._state.keeps_idle_rows(self.inner_optimizer)
+            rows = {key: t.rows_of_step(None, keeps_idle)[1] for key, t in tables.items()}
+            selected = list(gradients)
+            for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+                if table := tables.get(id(variable)):
+                    are_slices = isinstance(gradient, tf.IndexedSlices)
+                    refused = are_slices and table.is_whole and not self._state.takes_slices
+                    given = tf.convert_to_tensor(gradient) if refused else gradient
+                    chosen = table.rows_of_step(given, keeps_idle)
+                    selected[place], rows[id(variable)] = chosen
+            with self._in_place(list(rows.values()), CompactTable.scatter_step):
+                apply(selected, self.compact_variables(variables))
 
-    def gather(self) -> None:
-        """Copies the trainable rows of every table to its compact variable."""
-        self._for_each_table(CompactTable.gather)
+    @contextlib.contextmanager
+    def trainable_rows(self) -> Iterator[None]:
+        """A context in which the optimizer's variables hold all rows that train.
 
-    def scatter(self) -> None:
-        """Copies the trainable rows of every table back from its compact variable."""
-        self._for_each_table(CompactTable.scatter)
+        The rows go back to the tables after it, but not after an exception.
+        """
+        with self._in_place(
+            [table.trainable_rows() for table in self.tables], CompactTable.scatter
+        ):
+            yield
 
-    def _for_each_table(
-        self, update: Callable[[CompactTable, tf.distribute.Strategy], None]
-    ) -> None:
-        def update_all(strategy: tf.distribute.Strategy) -> None:
-            for table in self.tables:
-                update(table, strategy)
+    @contextlib.contextmanager
+    def _in_place(self, rows: Sequence[StepRows], scatter: Callable[..., None]) -> Iterator[None]:
+        self._for_each_table(CompactTable.gather, rows)
+        with contextlib.ExitStack() as held:
+            for table, chosen in zip(self.tables, rows, strict=True):
+                held.enter_context(table.in_place(chosen))
+            yield
+        self._for_each_table(scatter, rows)
 
-        tf.__internal__.distribute.interim.maybe_merge_call(update_all, self.strategy)
+    def _for_each_table(self, update: Callable[..., None], rows: Sequence[StepRows]) -> None:
+        def update_all(strategy: tf.distribute.Strategy, rows: Sequence[StepRows]) -> None:
+            for table, chosen in zip(self.tables, rows, strict=True):
+                update(table, strategy, chosen)
+
+        merge_call = tf.__internal__.distribute.interim.maybe_merge_call
+        merge_call(update_all, self.strategy, list(rows))
 
 
 def _facts_about(tables: Iterable[MaskedTable]) -> dict[str, str]:

@@ -14,7 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.gradients import Gradient
-from maskedgrad.masking.inner import check_unbuilt, checked_inner_optimizer, made
+from maskedgrad.masking.inner import (
+    check_backend,
+    check_unbuilt,
+    checked_inner_optimizer,
+    made,
+)
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
@@ -72,6 +77,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             as `{0.1: ids}`, or an array of shape `(V,)`. A row that is not
             named has 1. A row of multiplier m moves in each step by m times
             what the inner optimizer would have moved it by; one of 0 is frozen.
+        lazy: whether a step leaves rows, and their state, as they are if its
+            batch does not look them up, so that it costs what the batch costs.
+            Adam becomes LazyAdam.
 
     Raises:
         TypeError: `inner_optimizer` is not a Keras 3 optimizer, or a target
@@ -103,15 +111,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         trainable_rows: Mapping[Any, Any],
         name: str | None = None,
         row_learning_rates: Mapping[Any, Any] | None = None,
+        lazy: bool = False,
     ):
-        if keras.backend.backend() != "tensorflow":
-            raise ValueError(
-                "maskedgrad needs Keras to run on TensorFlow. Received: the backend "
-                f"{keras.backend.backend()!r}. Set the environment variable "
-                'KERAS_BACKEND="tensorflow" before Keras is imported.'
-            )
+        check_backend()
         inner_optimizer = checked_inner_optimizer(inner_optimizer, MaskedOptimizer)
-        asked = Asked(trainable_rows, row_learning_rates)
+        asked = Asked(trainable_rows, row_learning_rates, is_lazy=lazy)
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
         # The function that builds the optimizer looks up first, and must read sparsely too.
@@ -300,9 +304,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         to the tables after it, but not after an exception. It gives a function
         from variables to what the inner optimizer has in their place.
         """
-        self._masking.gather()
-        yield self._masking.compact_variables
-        self._masking.scatter()
+        with self._masking.trainable_rows():
+            yield self._masking.compact_variables
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -338,7 +341,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     def fixed_lengths(self) -> tuple[int | None, ...]:
         """For each table, the number of rows that functions are traced for; `None` for any."""
         tables = [] if self._masking is None else self._masking.tables
-        return tuple(table.compact.fixed_length for table in tables)
+        return tuple(table.fixed_length for table in tables)
 
     @property
     def num_row_changes(self) -> int:
@@ -367,6 +370,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "trainable_rows": encode_trainable_rows(asked.saved_rows()),
             "row_learning_rates": encode_row_learning_rates(asked.saved_rates()),
+            "lazy": asked.is_lazy,
         }
 
     @classmethod
@@ -387,6 +391,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             decode_trainable_rows(config["trainable_rows"]),
             name=config["name"],
             row_learning_rates=decode_row_learning_rates(config.get("row_learning_rates", [])),
+            lazy=config.get("lazy", False),
         )
 
     def save_own_variables(self, store: Any) -> None:

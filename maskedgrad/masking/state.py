@@ -1,5 +1,6 @@
 """Row state: what an inner optimizer keeps for each trainable row, found by trial."""
 
+import functools
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -10,8 +11,20 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.compact import CompactTable, stand_in_for
-from maskedgrad.masking.inner import moving_averages, nested_optimizers, unbuilt_copy
+from maskedgrad.masking.inner import (
+    moving_averages,
+    nested_optimizers,
+    set_learning_rate,
+    unbuilt_copy,
+)
 from maskedgrad.masking.tracing import outside_of_graphs
+from maskedgrad.masking.trial import (
+    NUM_ROWS,
+    RowSteps,
+    Trial,
+    option_without_lazy_meaning,
+    try_row_steps,
+)
 from maskedgrad.masking.variables import StandIn, make_row_variable
 from maskedgrad.rows.targets import MaskedTable
 
@@ -34,6 +47,10 @@ class RowState:
         optimizer: the inner optimizer, not built.
         variables: the variables that it is to train, with the tables themselves.
         tables: the tables among them.
+        is_lazy: whether a step is to leave rows alone that its batch does not look up.
+
+    Raises:
+        ValueError: `is_lazy`, and the optimizer cannot step rows one by one.
     """
 
     def __init__(
@@ -41,13 +58,19 @@ class RowState:
         optimizer: keras.optimizers.Optimizer,
         variables: Sequence[keras.Variable],
         tables: Sequence[MaskedTable],
+        is_lazy: bool = False,
     ):
         self._variables, self._tables = list(variables), list(tables)
         self._axes: list[RowAxis | None] = []
         self._problem = ""
         self._any_length = False
+        self._steps = RowSteps("", keeps_idle_rows=False)
         # In a thread that is in the scope of no strategy: a trial needs one device.
-        outside_of_graphs(lambda: self._try_out(optimizer))
+        outside_of_graphs(lambda: self._try_out(optimizer, is_lazy))
+        if is_lazy:
+            problem = option_without_lazy_meaning(optimizer) or self._problem or self._steps.problem
+            if problem:
+                raise _cannot_be_lazy(problem)
 
     def follow_rows(self, optimizer: Any, tables: Sequence[CompactTable]) -> None:
         """Lets the state of the optimizer, built now, and its compact variables change length."""
@@ -55,12 +78,36 @@ class RowState:
         if not self._problem and len(state) != len(self._axes):
             self._problem = "its state is chosen by the sizes of variables"
         for variable, axis in self.of(optimizer):
-            if variable.shape[axis.axis] != tables[axis.table].compact.fixed_length:
+            if variable.shape[axis.axis] != tables[axis.table].ids.shape[0]:
                 self._problem = f"{variable.path!r} has not one entry for each row"
         for variable, axis in self.of(optimizer):
             make_row_variable(variable, axis.axis, self._any_length)
-        for table in [] if self._problem else tables:
+        self._numbers = _numbers_in(optimizer)
+        for number, table in enumerate([] if self._problem else tables):
             make_row_variable(table.compact, table.axis, self._any_length)
+            if table.is_lazy or self._steps.keeps_idle_rows:
+                table.step_on_touched_rows(v for v, a in self.of(optimizer) if a.table == number)
+
+    def keeps_idle_rows(self, optimizer: Any) -> bool:
+        """Whether rows whose gradient is zero keep their bits, and those of their state."""
+        # What was tried may have been changed since: `optimizer.weight_decay` can be set.
+        return self._steps.keeps_idle_rows and _numbers_in(optimizer) == self._numbers
+
+    @functools.cached_property
+    def takes_slices(self) -> bool:
+        """Whether the optimizer takes the `IndexedSlices` of a lookup; tried on a copy."""
+
+        def step() -> bool:
+            zeros = tf.constant([0, 0], tf.int64)
+            try:
+                trial = self._trial(NUM_ROWS)
+                tables = [(t[:2], tf.constant(t.shape, tf.int64)) for t in trial.tables]
+                trial.apply([tf.IndexedSlices(rows, zeros, shape) for rows, shape in tables])
+            except Exception:
+                return False
+            return True
+
+        return outside_of_graphs(step)
 
     def of(self, optimizer: Any) -> list[tuple[keras.Variable, RowAxis]]:
         """The state variables that have rows, each with the table and the axis of these."""
@@ -109,7 +156,7 @@ class RowState:
                 average.assign(variable)
         return [variable.numpy() for variable, _ in self.of(fresh)]
 
-    def _try_out(self, optimizer: keras.optimizers.Optimizer) -> None:
+    def _try_out(self, optimizer: keras.optimizers.Optimizer, is_lazy: bool) -> None:
         try:
             self._unbuilt = unbuilt_copy(optimizer)
             masked = {id(table.variable) for table in self._tables}
@@ -128,11 +175,41 @@ class RowState:
             self._any_length = self._takes_any_length(few, trials[0])
         except Exception as error:
             self._problem = str(error) or type(error).__name__
+        self._steps = self._try_steps(is_lazy)
 
-    def _built(self, stand_ins: Sequence[StandIn]) -> Any:
+    def _try_steps(self, is_lazy: bool) -> RowSteps:
+        if self._problem or not self._any_length:
+            return RowSteps("its step relies on the number of rows", keeps_idle_rows=False)
+        if any(table.axis for table in self._tables):
+            return RowSteps("rows lie along another axis than the first", keeps_idle_rows=False)
+        try:
+            return try_row_steps(self._trial, is_lazy)
+        except Exception as error:
+            return RowSteps(str(error) or type(error).__name__, keeps_idle_rows=False)
+
+    def _trial(self, num_rows: int) -> Trial:
+        """A trial of steps, at a learning rate that shows."""
+        random = np.random.default_rng(1)
+        tables = []
+        for table in self._tables:
+            # The first rows are the same however many there are.
+            values = random.standard_normal((NUM_ROWS, *table.variable.shape[1:]))[:num_rows]
+            tables.append(StandIn(table.variable, values, dtype="float64"))
+        optimizer = self._built(tables, learning_rate=0.5)
+        row_state = self.of(optimizer)
+        if any(axis.axis for _, axis in row_state):
+            raise ValueError("rows of state lie along another axis than the first")
+        others = []
+        if hasattr(optimizer, "optimizers"):  # a `MultiOptimizer`, which takes all or none
+            others = [small for small in self._small if small is not None]
+        return Trial(optimizer, tables, [variable for variable, _ in row_state], others)
+
+    def _built(self, stand_ins: Sequence[StandIn], learning_rate: float | None = None) -> Any:
         """A copy that is built on stand-ins for the tables, and on small ones for all others."""
         tables = iter(stand_ins)
         trial = unbuilt_copy(self._unbuilt)
+        if learning_rate is not None:
+            set_learning_rate(trial, learning_rate)
         trial.build([next(tables) if small is None else small for small in self._small])
         return trial
 
@@ -192,6 +269,15 @@ def _is_of_numbers(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_of_numbers, value))
     return isinstance(value, (numbers.Number, np.ndarray, tf.Tensor, tf.TensorShape))
+
+
+def _cannot_be_lazy(problem: str) -> ValueError:
+    return ValueError(
+        "With `lazy=True` a step works on the rows that its batch looks up, and on no others. "
+        f"Received: an inner optimizer and tables with which it cannot: {problem}. Leave `lazy` "
+        "out, which makes the whole step on all rows that train, or take an optimizer that steps "
+        "each row by itself, such as Adam or SGD with momentum."
+    )
 
 
 def _cannot_follow(problem: str) -> ValueError:

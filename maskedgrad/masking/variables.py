@@ -1,5 +1,7 @@
 """Keras variables that are bent: read sparsely, of a length that changes, or in another's place."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -44,7 +46,7 @@ def reads_sparsely(table: keras.Variable) -> bool:
 
 
 @tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
-def _embedding_lookup(params, ids, max_norm=None, name=None):
+def _embedding_lookup(params: Any, ids: Any, max_norm: Any = None, name: Any = None) -> Any:
     """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
     if max_norm is not None or not isinstance(params, SparselyRead):
         return NotImplemented  # TensorFlow does it
@@ -61,6 +63,7 @@ class RowVariable(keras.Variable):
     row_axis = 0
     _value: Any
     _of_length: dict[int | None, tf.Variable]
+    _held: tuple[Any, ...] = ()
 
     @property
     def shape(self) -> tf.TensorShape:
@@ -85,6 +88,27 @@ class RowVariable(keras.Variable):
             self._value = self._of_length[length]
         self._value.assign(values)
 
+    @contextlib.contextmanager
+    def holding(self, value: tf.Variable) -> Iterator[None]:
+        """A context in which this is another variable of TensorFlow's."""
+        # Replicas are threads that take turns, and all enter before the first one leaves.
+        self._held = (*self._held, self._value)
+        self._value = value
+        try:
+            yield
+        finally:
+            *others, last = self._held
+            self._held = tuple(others)
+            if not others:
+                self._value = last
+
+    def window(self) -> tf.Variable:
+        """A variable for any number of these rows, to hold some of them for a step."""
+        shape = list(self._value.shape)
+        empty = np.zeros([0 if place == self.row_axis else n for place, n in enumerate(shape)])
+        shape[self.row_axis] = None
+        return self._like_value(empty.astype(self._value.dtype.as_numpy_dtype), shape)
+
     def _like_value(self, values: np.ndarray, shape: Any) -> tf.Variable:
         old = self._value
         new = tf.Variable(
@@ -96,11 +120,15 @@ class RowVariable(keras.Variable):
             aggregation=old.aggregation,
             synchronization=old.synchronization,
         )
-        # Keras finds what it knows of a variable by this name.
-        components = tf.distribute.get_strategy().experimental_local_results
-        for one, other in zip(components(new), components(old), strict=True):
-            one._unique_id = other._unique_id
+        _take_id(new, old)
         return new
+
+
+def _take_id(variable: tf.Variable, other: tf.Variable) -> None:
+    """Makes a variable known to optimizers of Keras as another one."""
+    components = tf.distribute.get_strategy().experimental_local_results
+    for one, its_other in zip(components(variable), components(other), strict=True):
+        one._unique_id = its_other._unique_id
 
 
 def make_row_variable(variable: keras.Variable, axis: int, any_length: bool) -> None:
@@ -130,22 +158,26 @@ class StandIn(RowVariable):
 
     Args:
         original: the variable that it stands for.
-        value: an array of any shape, of the dtype of `original`.
+        value: an array of any shape.
         axis: int, the axis that rows lie along.
+        dtype: its dtype; that of `original` if not given.
     """
 
-    def __init__(self, original: keras.Variable, value: Any, axis: int = 0):
+    def __init__(
+        self, original: keras.Variable, value: Any, axis: int = 0, dtype: str | None = None
+    ):
         self._original_path = original.path
         scope = original.value.name.rpartition("/")[0]
         with tf.name_scope(f"{scope}/" if scope else ""):
             super().__init__(
                 value,
-                dtype=original.dtype,
+                dtype=dtype or original.dtype,
                 autocast=False,
                 aggregation=original.aggregation,
                 name=original.name,
             )
             make_row_variable(self, axis, any_length=False)
+        _take_id(self._value, original.value)  # since it may hold the original for a while
         self.constraint = original.constraint
         self.overwrite_with_gradient = original.overwrite_with_gradient
         # What users put on it; not what TensorFlow notes there of its checkpoints.

@@ -18,6 +18,7 @@ class Asked:
         row_learning_rates: as `MaskedOptimizer` takes them.
         decay_exclusions: variables, and names of variables, without weight decay.
         variables: all variables that are trained, once they are known.
+        is_lazy: whether a step leaves rows alone that its batch does not look up.
     """
 
     def __init__(
@@ -26,17 +27,19 @@ class Asked:
         row_learning_rates: Any = None,
         decay_exclusions: tuple[list[Any], list[str]] | None = None,
         variables: Sequence[keras.Variable] | None = None,
+        is_lazy: bool = False,
     ):
         self.trainable_rows = trainable_rows
         self.row_learning_rates = row_learning_rates
         self.decay_exclusions = decay_exclusions
         self.variables = variables
+        self.is_lazy = is_lazy
         self.rows: list[tuple[Named, Any]] = named(trainable_rows)
         self._rates: list[tuple[Named, Any]] = named_rates(row_learning_rates)
 
     def but(self, **changes: Any) -> "Asked":
         """The same with other arguments."""
-        names = ("trainable_rows", "row_learning_rates", "decay_exclusions", "variables")
+        names = ("trainable_rows", "row_learning_rates", "decay_exclusions", "variables", "is_lazy")
         return Asked(**{**{name: getattr(self, name) for name in names}, **changes})
 
     def tables(self, variables: Sequence[keras.Variable]) -> list[MaskedTable]:

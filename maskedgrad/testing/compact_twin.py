@@ -16,10 +16,11 @@ from maskedgrad.testing.bits import assert_same_bits
 
 def selected_gradient(
     gradient: Gradient, shape: Sequence[int], ids: np.ndarray, axis: int = 0
-) -> tf.Tensor | None:
+) -> Gradient:
     """The gradient of some rows, selected and summed by NumPy.
 
-    Equivalent to `tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)`.
+    Equivalent to `tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)`. That of all rows
+    is the gradient itself, whose slices an optimizer may treat in a way of its own.
 
     Args:
         gradient: of a table: a tensor, `IndexedSlices` or `None`.
@@ -28,7 +29,7 @@ def selected_gradient(
         axis: int, the axis that the rows lie along.
 
     Returns:
-        A tensor with K in the place of `axis`, or `None`.
+        A tensor with K in the place of `axis`, or `None`; or the gradient as it is.
 
     Example:
 
@@ -36,8 +37,8 @@ def selected_gradient(
     >>> selected_gradient(slices, (3, 1), np.array([1, 2])).numpy().tolist()
     [[0.0], [5.0]]
     """
-    if gradient is None:
-        return None
+    if gradient is None or (axis == 0 and len(ids) == shape[0]):
+        return gradient
     if isinstance(gradient, tf.IndexedSlices):
         values = gradient.values.numpy()
         dense = np.zeros(shape, values.dtype)
