@@ -89,7 +89,7 @@ class CompactTable:
             return
         shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
 
-        def moved(read, after, multipliers):
+        def moved(read: Callable[[], Any], after: Any, multipliers: Any) -> Any:
             before, shares = read(), tf.reshape(multipliers.read_value(), shape)
             # The whole way must end on the same bits, which a sum may miss. Nor may a number
             # move that the inner optimizer left: inf - inf is NaN, and -0 + 0 is 0.
@@ -101,7 +101,7 @@ class CompactTable:
     def _update(
         self, strategy: tf.distribute.Strategy, rows: Callable[..., Any], *args: tf.Variable
     ) -> None:
-        def write(table, ids, compact, *args):
+        def write(table: Any, ids: Any, compact: Any, *args: Any) -> Any:
             ids = self._checked(ids)
             values = rows(lambda: self._rows_of(table, ids), tf.identity(compact), *args)
             if self.axis == 0:

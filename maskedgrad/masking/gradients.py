@@ -1,11 +1,12 @@
 """Selecting the trainable rows of a gradient: by selection, never by multiplication."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from maskedgrad.masking.tracing import is_compiled_by_xla
+from maskedgrad.rows.aliases import TrainableRows
 from maskedgrad.rows.targets import MaskedTable, named, resolve
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
@@ -64,7 +65,7 @@ def _places(looked_up: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 def mask_gradients(
     gradients: Sequence[Gradient],
     variables: Sequence[Any],
-    trainable_rows: Mapping[Any, Any],
+    trainable_rows: TrainableRows,
 ) -> list[Gradient]:
     """The same gradients, with the frozen rows of each table zeroed.
 

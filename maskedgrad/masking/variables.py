@@ -44,7 +44,7 @@ def reads_sparsely(table: keras.Variable) -> bool:
 
 
 @tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
-def _embedding_lookup(params, ids, max_norm=None, name=None):
+def _embedding_lookup(params: Any, ids: Any, max_norm: Any = None, name: Any = None) -> Any:
     """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
     if max_norm is not None or not isinstance(params, SparselyRead):
         return NotImplemented  # TensorFlow does it
