@@ -1,8 +1,10 @@
 """`TrainableRowsMonitor`: how far the trainable rows have moved."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from maskedgrad.callbacks.tables import FollowsRows
 from maskedgrad.masking.tables import read_rows
@@ -39,18 +41,18 @@ class TrainableRowsMonitor(FollowsRows):
     ['loss', 'words_moved', 'words_moved_max']
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._masked: Sequence[MaskedTable] = []
         self._starts: list[_Start] = []
 
-    def on_train_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._masked = []
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         if logs is None:
             return
@@ -60,8 +62,8 @@ class TrainableRowsMonitor(FollowsRows):
             logs[f"{name}_moved"] = float(distances.mean())
             logs[f"{name}_moved_max"] = float(distances.max())
 
+    @override
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
-        """Called where other rows may train."""
         if num_changes is None:
             self._starts = [_Start(table) for table in tables]
         self._masked = tables

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+from typing_extensions import override
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers
 
@@ -43,44 +44,48 @@ class MultiWorkerSteps(_Model):
     train_function: Any
     test_function: Any
 
-    def fit(self, *args, **kwargs):
-        """`keras.Model.fit`. Where it spans workers, the chief alone writes files.
+    # They hand on whatever they are given, so for a type checker, and for an editor that
+    # completes, they are those of the class that comes after this one.
+    if not TYPE_CHECKING:
 
-        Raises:
-            ValueError: a `keras.callbacks.BackupAndRestore` is to run on several workers.
-        """
-        if spans_workers(self.distribute_strategy) and "callbacks" in kwargs:
-            writes_files = is_chief(self.distribute_strategy)
-            kwargs["callbacks"] = _callbacks_of_worker(kwargs["callbacks"], writes_files)
-        return super().fit(*args, **kwargs)
+        def fit(self, *args, **kwargs):
+            """`keras.Model.fit`. Where it spans workers, the chief alone writes files.
 
-    def save(self, filepath, *args, **kwargs):
-        """`keras.Model.save`, by the chief alone."""
-        if is_chief(self.distribute_strategy):
-            super().save(filepath, *args, **kwargs)
+            Raises:
+                ValueError: a `keras.callbacks.BackupAndRestore` is to run on several workers.
+            """
+            if spans_workers(self.distribute_strategy) and "callbacks" in kwargs:
+                writes_files = is_chief(self.distribute_strategy)
+                kwargs["callbacks"] = _callbacks_of_worker(kwargs["callbacks"], writes_files)
+            return super().fit(*args, **kwargs)
 
-    def save_weights(self, filepath, *args, **kwargs):
-        """`keras.Model.save_weights`, by the chief alone."""
-        if is_chief(self.distribute_strategy):
-            super().save_weights(filepath, *args, **kwargs)
+        def save(self, filepath, *args, **kwargs):
+            """`keras.Model.save`, by the chief alone."""
+            if is_chief(self.distribute_strategy):
+                super().save(filepath, *args, **kwargs)
 
-    def train_step(self, data):
-        """One step of training. Called by `fit`."""
+        def save_weights(self, filepath, *args, **kwargs):
+            """`keras.Model.save_weights`, by the chief alone."""
+            if is_chief(self.distribute_strategy):
+                super().save_weights(filepath, *args, **kwargs)
+
+    @override
+    def train_step(self, data: Any) -> dict[str, Any]:
         return returned(super().train_step(data))
 
-    def test_step(self, data):
-        """One step of evaluation. Called by `evaluate`."""
+    @override
+    def test_step(self, data: Any) -> dict[str, Any]:
         return returned(super().test_step(data))
 
-    def make_train_function(self, force=False):
-        """Called by Keras."""
+    @override
+    def make_train_function(self, force: bool = False) -> None:
         made = self.train_function
         super().make_train_function(force=force)
         if self.train_function is not made:
             self.train_function = self._step_by_step(self.train_function)
 
-    def make_test_function(self, force=False):
-        """Called by Keras."""
+    @override
+    def make_test_function(self, force: bool = False) -> None:
         made = self.test_function
         super().make_test_function(force=force)
         if self.test_function is not made:
@@ -92,7 +97,8 @@ class MultiWorkerSteps(_Model):
         # Of what is no iterator of TensorFlow's, Keras takes one batch after the other.
         return lambda iterator: function(itertools.chain([next(iterator)], iterator))
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    @override
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and spans_workers(strategy):
             _check_as_many_batches(strategy, iterator.num_batches)

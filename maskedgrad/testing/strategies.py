@@ -159,7 +159,7 @@ class Table:
     constraint: Any = None
     frozen: np.ndarray = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.frozen = np.setdiff1d(np.arange(len(self.values)), self.ids)
 
     def variable(self, values: np.ndarray | None = None) -> keras.Variable:
