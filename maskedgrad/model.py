@@ -175,7 +175,7 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     @override
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One step of training. Called by `fit` and `train_on_batch`.
+        """Makes one step of training, for `fit` and `train_on_batch`.
 
         Args:
             data: a batch, as `keras.Model.train_step` takes it.

@@ -140,7 +140,7 @@ class _WatchedTable:
         return changed
 
     def _renew(self) -> np.ndarray:
-        """Takes all fingerprints anew. Returns the ids of the rows that have another now."""
+        """Computes all fingerprints. Returns the ids of the rows whose fingerprint changed."""
         read = row_reader(self._table.variable, self._table.axis)
         step = max(1, CHUNK_BYTES // max(1, self._row_bytes))
         starts = range(0, len(self._fingerprints), step)

@@ -85,7 +85,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
         self._hold_averages(False)
 
     def _hold_averages(self, wanted: bool) -> None:
-        """Swaps weights and averages, if it is not the wanted ones that the model holds."""
+        """Makes the model hold its averages, if they are wanted, or else its weights."""
         if wanted == self._holds_averages:
             return
         optimizer = self.model.optimizer
@@ -105,7 +105,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
 
 def _averages(optimizer: Any) -> bool:
-    """Whether an optimizer keeps averages where the callback of Keras looks for them."""
+    """Returns whether an optimizer keeps averages where the callback of Keras looks for them."""
     return any(
         getattr(one, "use_ema", False) for one in getattr(optimizer, "optimizers", [optimizer])
     )

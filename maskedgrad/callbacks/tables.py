@@ -38,7 +38,9 @@ class FollowsRows(keras.callbacks.Callback):
     _num_row_changes: int | None = None
 
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
-        """Called with the rows that train now, at first and when others may.
+        """Takes note of the rows that train now. A class that is derived from this one defines it.
+
+        It is called once at first, and again where other rows may train.
 
         Args:
             tables: the masked tables and their rows, always in one order.

@@ -72,7 +72,7 @@ class TrainableRowsMonitor(FollowsRows):
 
 
 class _Start:
-    """Where the rows of a table that have trained were before."""
+    """The values that rows of a table had before they trained."""
 
     def __init__(self, table: MaskedTable):
         self._table = table
@@ -80,7 +80,7 @@ class _Start:
         self._values = read_rows(table.variable, self._ids, table.axis)
 
     def add(self, rows: Rows) -> None:
-        """Notes where rows are, if they have not trained before."""
+        """Keeps the values of those of `rows` that have not trained before."""
         joining = np.setdiff1d(rows.ids, self._ids)
         ids = np.concatenate([self._ids, joining])
         values = np.concatenate(
@@ -90,7 +90,7 @@ class _Start:
         self._ids, self._values = ids[order], values[order]
 
     def distances(self, rows: Rows) -> np.ndarray:
-        """How far rows are from where they were: float64 of shape `(K,)`."""
+        """Returns how far each row has moved: float64 of shape `(K,)`."""
         before = self._values[np.searchsorted(self._ids, rows.ids)]
         after = read_rows(self._table.variable, rows.ids, self._table.axis)
         moves = after.astype(np.float64) - before.astype(np.float64)
@@ -98,7 +98,7 @@ class _Start:
 
 
 def log_names(paths: Sequence[str]) -> list[str]:
-    """A name for each table: that of its layer, or what tells it from the others.
+    """Returns a name for each table: that of its layer, or its path where layers share a name.
 
     Example:
 

@@ -1,4 +1,7 @@
-"""Keras' `fit` under `MultiWorkerMirroredStrategy`, where Keras 3 stops (keras issue 20585)."""
+"""Keras' `fit` under `MultiWorkerMirroredStrategy`, where Keras 3 stops.
+
+See https://github.com/keras-team/keras/issues/20585.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -33,9 +36,10 @@ class MultiWorkerSteps(_Model):
     are scalars. And it runs several steps in a loop of TensorFlow, in which
     workers cannot reduce.
 
-    A Keras that gets past them by itself is not in its way: what it builds from is
-    a batch all the same, a value of one element is averaged to itself, and a step
-    at a time is what several steps come to. A test says once that is so.
+    A version of Keras that no longer stops there works with this too: it is given
+    a batch to build from, the average of one element is that element, and several
+    steps one by one are equal to several at once. A test fails once there is one,
+    so that this can go.
 
     Files are the chief's to write: `save` and `save_weights` do nothing on
     other workers, and callbacks that only write files are left out there.
@@ -110,14 +114,14 @@ class MultiWorkerSteps(_Model):
 
 
 def returned(logs: dict[str, Any]) -> dict[str, Any]:
-    """What a step returns, with the axis that Keras averages along where it spans workers."""
+    """Returns the logs of a step; across workers, with the axis that Keras averages along."""
     if not spans_workers(tf.distribute.get_strategy()):
         return logs
     return keras.tree.map_structure(lambda value: tf.reshape(value, [1]), logs)
 
 
 def _callbacks_of_worker(callbacks: Any, writes_files: bool) -> list[Any]:
-    """The callbacks of `fit` that a worker is to have."""
+    """Returns the callbacks as a list, without those that write files where a worker must not."""
     callbacks = [callback for callback in tf.nest.flatten(callbacks) if callback is not None]
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.BackupAndRestore):

@@ -142,7 +142,7 @@ def optimizers(
 
 
 def _flags(cls: Callable[..., Any]) -> dict[str, bool]:
-    """The switches of one class, such as `nesterov` or `amsgrad`, with their defaults."""
+    """Returns the boolean arguments of a class, such as `nesterov`, with their defaults."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(cls).parameters.items()
