@@ -40,8 +40,11 @@ html_show_sourcelink = False
 
 
 def is_called_by_keras(app, what, name, obj, skip, options):  # noqa: PLR0917 Sphinx calls it so
-    """Skips methods that are public for Keras only, and says nothing of all others."""
-    return True if "Called by Keras" in (getattr(obj, "__doc__", None) or "") else None
+    """Skips methods that are public for Keras only, and says nothing of all others.
+
+    These do what Keras says of the methods that they override, and have no docstring of their own.
+    """
+    return True if getattr(obj, "__override__", False) and not obj.__doc__ else None
 
 
 def break_after_colon(app, what, name, obj, options, lines):  # noqa: PLR0917 Sphinx calls it so

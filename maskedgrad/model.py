@@ -2,16 +2,39 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+from typing_extensions import override
 
 from maskedgrad.counting import print_summary
 from maskedgrad.distribute.steps import MultiWorkerSteps
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_outermost
 from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.rows import RowLearningRates, TrainableRows
+
+
+def _completed_like(method: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Gives a function that hands on what it is given the signature of `method`.
+
+    A prompt that completes asks `inspect.signature`. Arguments that the
+    function names itself take the place of those of `method`, or come last.
+    """
+
+    def with_signature(function: Any) -> Any:
+        of_method, own = inspect.signature(method), inspect.signature(function).parameters
+        named = {
+            name: parameter
+            for name, parameter in own.items()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        }
+        parameters = {**of_method.parameters, **named}
+        function.__signature__ = of_method.replace(parameters=list(parameters.values()))
+        return function
+
+    return with_signature
 
 
 class MaskedTrainStep(MultiWorkerSteps):
@@ -32,60 +55,68 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     optimizer: Any
 
-    def compile(
-        self, optimizer=None, *args, trainable_rows=None, row_learning_rates=None, **kwargs
-    ):
-        """`keras.Model.compile`, with two more arguments.
+    if TYPE_CHECKING:
+        # What Keras takes, by name, and whatever else the class that comes after takes.
+        def compile(  # noqa: PLR0917 - the signature of Keras
+            self,
+            optimizer: Any = None,
+            loss: Any = None,
+            loss_weights: Any = None,
+            metrics: Any = None,
+            weighted_metrics: Any = None,
+            run_eagerly: bool = False,
+            steps_per_execution: int = 1,
+            jit_compile: bool | str = "auto",
+            auto_scale_loss: bool = True,
+            *args: Any,
+            trainable_rows: TrainableRows | None = None,
+            row_learning_rates: RowLearningRates | None = None,
+            **kwargs: Any,
+        ) -> None:
+            """`keras.Model.compile`, with `trainable_rows` and `row_learning_rates`."""
 
-        A `LossScaleOptimizer` around a `MaskedOptimizer` is moved inside of it, so
-        that it sees what trains and nothing else; also the one that Keras adds by
-        itself under `mixed_float16`.
+    else:
 
-        Without any argument nothing is compiled. A task of `keras_hub` calls
-        it so when it is made, and every row would train.
+        @_completed_like(keras.Model.compile)
+        def compile(
+            self, optimizer=None, *args, trainable_rows=None, row_learning_rates=None, **kwargs
+        ):
+            """`keras.Model.compile`, with two more arguments.
 
-        Args:
-            optimizer: a `MaskedOptimizer`, a loss scaler around one, or, if
-                `trainable_rows` is given, the optimizer to wrap.
-            trainable_rows: a mapping from target to rows, as
-                `MaskedOptimizer` takes it.
-            row_learning_rates: a mapping from target to multipliers, as
-                `MaskedOptimizer` takes it.
-            *args: as for `keras.Model.compile`.
-            **kwargs: as for `keras.Model.compile`.
+            A `LossScaleOptimizer` around a `MaskedOptimizer` is moved inside of it, so
+            that it sees what trains and nothing else; also the one that Keras adds by
+            itself under `mixed_float16`.
 
-        Raises:
-            ValueError: neither `optimizer` nor `trainable_rows` says which
-                rows train, or both do; or another optimizer is around the
-                `MaskedOptimizer`.
-        """
-        rows = {"trainable_rows": trainable_rows, "row_learning_rates": row_learning_rates}
-        given = [name for name, value in rows.items() if value is not None]
-        if optimizer is None and not given and not args and not kwargs:
-            return
-        if trainable_rows is not None:
-            optimizer = MaskedOptimizer(optimizer or "rmsprop", **rows)
-        elif given:
-            raise ValueError(
-                "`row_learning_rates` must come with `trainable_rows`, or be given to the "
-                f"`MaskedOptimizer`. Received: row_learning_rates={row_learning_rates!r}"
-            )
-        elif masked_optimizer_in(optimizer) is None:
-            raise ValueError(
-                "The optimizer masks nothing, so every row would train. Received: "
-                f"optimizer={optimizer!r}. Say which rows train, by "
-                "`compile(..., trainable_rows={layer: ids})` or by "
-                "`MaskedOptimizer(optimizer, trainable_rows={layer: ids})`; "
-                "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
-            )
-        optimizer = masked_outermost(optimizer)
-        if self.built:
-            optimizer.prepare(self.trainable_variables)
-        super().compile(optimizer, *args, **kwargs)
-        if self.optimizer is not optimizer:  # Keras has added a loss scaler
-            self.optimizer = masked_outermost(self.optimizer)
+            Without any argument nothing is compiled. A task of `keras_hub` calls
+            it so when it is made, and every row would train.
 
-    def set_trainable_rows(self, trainable_rows: Mapping[Any, Any]) -> None:
+            Args:
+                optimizer: a `MaskedOptimizer`, a loss scaler around one, or, if
+                    `trainable_rows` is given, the optimizer to wrap.
+                trainable_rows: a mapping from target to rows, as
+                    `MaskedOptimizer` takes it.
+                row_learning_rates: a mapping from target to multipliers, as
+                    `MaskedOptimizer` takes it.
+                *args: as for `keras.Model.compile`.
+                **kwargs: as for `keras.Model.compile`.
+
+            Raises:
+                ValueError: neither `optimizer` nor `trainable_rows` says which
+                    rows train, or both do; or another optimizer is around the
+                    `MaskedOptimizer`.
+            """
+            rows = trainable_rows, row_learning_rates
+            is_empty = not args and not kwargs and all(each is None for each in rows)
+            if optimizer is None and is_empty:
+                return
+            optimizer = masked_outermost(_with_rows(optimizer, *rows))
+            if self.built:
+                optimizer.prepare(self.trainable_variables)
+            super().compile(optimizer, *args, **kwargs)
+            if self.optimizer is not optimizer:  # Keras has added a loss scaler
+                self.optimizer = masked_outermost(self.optimizer)
+
+    def set_trainable_rows(self, trainable_rows: TrainableRows) -> None:
         """Changes which rows train from the next step on.
 
         Equivalent to `model.optimizer.set_trainable_rows(trainable_rows)`; see
@@ -93,21 +124,21 @@ class MaskedTrainStep(MultiWorkerSteps):
         """
         self.optimizer.set_trainable_rows(trainable_rows)
 
+    @override
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a model that is being loaded. Called by Keras."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
     def summary(  # noqa: PLR0917 - the signature of Keras
         self,
-        line_length=None,
-        positions=None,
-        print_fn=None,
-        expand_nested=False,
-        show_trainable=False,
-        layer_range=None,
-    ):
+        line_length: int | None = None,
+        positions: Sequence[float] | None = None,
+        print_fn: Callable[[str], Any] | None = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Sequence[str] | None = None,
+    ) -> None:
         """`keras.Model.summary`, which counts trainable rows. See `maskedgrad.summary`."""
         print_summary(
             self,
@@ -120,24 +151,31 @@ class MaskedTrainStep(MultiWorkerSteps):
             layer_range=layer_range,
         )
 
-    def fit(self, *args, **kwargs):
-        """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""
-        # Whose signature names the arguments; that of `MultiWorkerSteps` takes any.
-        _check_callbacks(super(MultiWorkerSteps, self).fit, args, kwargs)
-        return super().fit(*args, **kwargs)
+    # As in `MultiWorkerSteps`, type checkers see those of the class that comes after.
+    if not TYPE_CHECKING:
 
-    def evaluate(self, *args, **kwargs):
-        """`keras.Model.evaluate`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super().evaluate, args, kwargs)
-        return super().evaluate(*args, **kwargs)
+        @_completed_like(keras.Model.fit)
+        def fit(self, *args, **kwargs):
+            """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""
+            # Whose signature names the arguments; that of `MultiWorkerSteps` takes any.
+            _check_callbacks(super(MultiWorkerSteps, self).fit, args, kwargs)
+            return super().fit(*args, **kwargs)
 
-    def predict(self, *args, **kwargs):
-        """`keras.Model.predict`. Refuses callbacks that do nothing for a masked table."""
-        _check_callbacks(super().predict, args, kwargs)
-        return super().predict(*args, **kwargs)
+        @_completed_like(keras.Model.evaluate)
+        def evaluate(self, *args, **kwargs):
+            """`keras.Model.evaluate`. Refuses callbacks that do nothing for a masked table."""
+            _check_callbacks(super().evaluate, args, kwargs)
+            return super().evaluate(*args, **kwargs)
 
-    def train_step(self, data):
-        """One step of training. Called by `fit` and `train_on_batch`.
+        @_completed_like(keras.Model.predict)
+        def predict(self, *args, **kwargs):
+            """`keras.Model.predict`. Refuses callbacks that do nothing for a masked table."""
+            _check_callbacks(super().predict, args, kwargs)
+            return super().predict(*args, **kwargs)
+
+    @override
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Makes one step of training, for `fit` and `train_on_batch`.
 
         Args:
             data: a batch, as `keras.Model.train_step` takes it.
@@ -150,8 +188,9 @@ class MaskedTrainStep(MultiWorkerSteps):
             self.optimizer.build(self.trainable_variables)
         return super().train_step(data)
 
-    def make_train_function(self, force=False):
-        """Called by Keras. The function renews itself where it was traced for another K."""
+    @override
+    def make_train_function(self, force: bool = False) -> None:
+        # The function renews itself where it was traced for another K.
         made = self.train_function
         super().make_train_function(force=force)
         if self.train_function is not made:
@@ -186,7 +225,76 @@ class MaskedModel(MaskedTrainStep, keras.Model):
     >>> model.compile("adam", loss="mse", trainable_rows={words: [1, 4]})
     """
 
-    def __init__(self, *args, **kwargs):
+    if TYPE_CHECKING:
+        # What Keras takes and nothing else, which is less than the mixin takes. Written out, since
+        # Keras itself has no types.
+        @override
+        def compile(  # type: ignore[override]
+            self,
+            optimizer: Any = None,
+            loss: Any = None,
+            loss_weights: Any = None,
+            metrics: Any = None,
+            weighted_metrics: Any = None,
+            run_eagerly: bool = False,
+            steps_per_execution: int = 1,
+            jit_compile: bool | str = "auto",
+            auto_scale_loss: bool = True,
+            *,
+            trainable_rows: TrainableRows | None = None,
+            row_learning_rates: RowLearningRates | None = None,
+        ) -> None:
+            """`keras.Model.compile`, with `trainable_rows` and `row_learning_rates`."""
+
+        @override
+        def fit(
+            self,
+            x: Any = None,
+            y: Any = None,
+            batch_size: int | None = None,
+            epochs: int = 1,
+            verbose: int | str = "auto",
+            callbacks: Any = None,
+            validation_split: float = 0.0,
+            validation_data: Any = None,
+            shuffle: bool = True,
+            class_weight: Mapping[int, float] | None = None,
+            sample_weight: Any = None,
+            initial_epoch: int = 0,
+            steps_per_epoch: int | None = None,
+            validation_steps: int | None = None,
+            validation_batch_size: int | None = None,
+            validation_freq: int = 1,
+        ) -> keras.callbacks.History:
+            """`keras.Model.fit`."""
+
+        @override
+        def evaluate(
+            self,
+            x: Any = None,
+            y: Any = None,
+            batch_size: int | None = None,
+            verbose: int | str = "auto",
+            sample_weight: Any = None,
+            steps: int | None = None,
+            callbacks: Any = None,
+            return_dict: bool = False,
+            **kwargs: Any,
+        ) -> Any:
+            """`keras.Model.evaluate`."""
+
+        @override
+        def predict(
+            self,
+            x: Any,
+            batch_size: int | None = None,
+            verbose: int | str = "auto",
+            steps: int | None = None,
+            callbacks: Any = None,
+        ) -> Any:
+            """`keras.Model.predict`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
         if _are_functional(args, kwargs):
             # Keras would put its functional class among the bases of this
             # class itself, and no subclass with a `call` could be made after.
@@ -200,6 +308,32 @@ class MaskedModel(MaskedTrainStep, keras.Model):
 @keras.saving.register_keras_serializable(package="maskedgrad")
 class MaskedFunctional(MaskedModel):
     """What `MaskedModel(inputs, outputs)` makes, as `keras.Model` makes a functional model."""
+
+
+def _with_rows(
+    optimizer: Any,
+    trainable_rows: TrainableRows | None,
+    row_learning_rates: RowLearningRates | None,
+) -> Any:
+    """What `compile` is given, as an optimizer that is a `MaskedOptimizer` or wraps one."""
+    if trainable_rows is not None:
+        return MaskedOptimizer(
+            optimizer or "rmsprop", trainable_rows, row_learning_rates=row_learning_rates
+        )
+    if row_learning_rates is not None:
+        raise ValueError(
+            "`row_learning_rates` must come with `trainable_rows`, or be given to the "
+            f"`MaskedOptimizer`. Received: row_learning_rates={row_learning_rates!r}"
+        )
+    if masked_optimizer_in(optimizer) is None:
+        raise ValueError(
+            "The optimizer masks nothing, so every row would train. Received: "
+            f"optimizer={optimizer!r}. Say which rows train, by "
+            "`compile(..., trainable_rows={layer: ids})` or by "
+            "`MaskedOptimizer(optimizer, trainable_rows={layer: ids})`; "
+            "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
+        )
+    return optimizer
 
 
 def _check_callbacks(

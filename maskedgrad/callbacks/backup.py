@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
+from typing_extensions import override
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers
 from maskedgrad.files import FilePath, sync
@@ -47,8 +49,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         super().__init__()
         self._path = Path(backup_dir) / "latest.weights.h5"
 
-    def on_train_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if not self.model.built:
             raise ValueError(
                 "A backup needs a model that is built before `fit` is called. "
@@ -66,8 +68,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         # What `fit` starts from. Keras' own callback sets it too; nothing public does.
         self.model._initial_epoch = epoch
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if not is_chief(self.model.distribute_strategy):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +81,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         beside.replace(self._path)
         sync(self._path.parent)
 
-    def on_train_end(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if is_chief(self.model.distribute_strategy):
             self._path.unlink(missing_ok=True)
 

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from maskedgrad.callbacks.tables import FollowsRows
 from maskedgrad.masking.tables import row_reader
@@ -60,30 +62,30 @@ class FrozenRowsCheck(FollowsRows):
         self._step_of_check = 0
         self._tables: list[_WatchedTable] = []
 
-    def on_train_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._tables = []
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
         self._step_of_check = 0
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_train_batch_begin(batch, logs)
         if self._every is not None and batch - self._step_of_check >= self._every:
             self._step_of_check = batch
             self._check(f"before step {batch} of an epoch")
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         self._check(f"at the end of epoch {epoch}")
 
+    @override
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
-        """Called where other rows may train."""
         if num_changes is None:
             self._tables = [_WatchedTable(table) for table in tables]
             return
@@ -138,7 +140,7 @@ class _WatchedTable:
         return changed
 
     def _renew(self) -> np.ndarray:
-        """Takes all fingerprints anew. Returns the ids of the rows that have another now."""
+        """Computes all fingerprints. Returns the ids of the rows whose fingerprint changed."""
         read = row_reader(self._table.variable, self._table.axis)
         step = max(1, CHUNK_BYTES // max(1, self._row_bytes))
         starts = range(0, len(self._fingerprints), step)

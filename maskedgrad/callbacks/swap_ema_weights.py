@@ -1,9 +1,12 @@
 """`SwapEMAWeights` for an optimizer that masks rows."""
 
-import keras
+from typing import Any
 
+import keras
+from typing_extensions import override
+
+from maskedgrad.masking.inner import moving_averages
 from maskedgrad.masking.optimizer import MaskedOptimizer
-from maskedgrad.masking.state import moving_averages
 
 
 class SwapEMAWeights(keras.callbacks.Callback):
@@ -40,8 +43,8 @@ class SwapEMAWeights(keras.callbacks.Callback):
         self.swap_on_epoch = swap_on_epoch
         self._holds_averages = False
 
-    def set_model(self, model):
-        """Called by Keras, before anything is trained or evaluated."""
+    @override
+    def set_model(self, model: keras.Model) -> None:
         optimizer = getattr(model, "optimizer", None)
         if not isinstance(optimizer, MaskedOptimizer) or not _averages(optimizer.inner_optimizer):
             raise ValueError(
@@ -53,36 +56,36 @@ class SwapEMAWeights(keras.callbacks.Callback):
             )
         super().set_model(model)
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.swap_on_epoch:
             self._hold_averages(False)
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.swap_on_epoch:
             self._hold_averages(True)
             if epoch == self.params["epochs"] - 1:
                 self._keep_averages()
 
-    def on_test_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._hold_averages(True)
 
-    def on_test_end(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         self._hold_averages(False)
 
-    def on_predict_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._hold_averages(True)
 
-    def on_predict_end(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
         self._hold_averages(False)
 
     def _hold_averages(self, wanted: bool) -> None:
-        """Swaps weights and averages, if it is not the wanted ones that the model holds."""
+        """Makes the model hold its averages, if they are wanted, or else its weights."""
         if wanted == self._holds_averages:
             return
         optimizer = self.model.optimizer
@@ -101,8 +104,8 @@ class SwapEMAWeights(keras.callbacks.Callback):
                 average.assign(variable)
 
 
-def _averages(optimizer) -> bool:
-    """Whether an optimizer keeps averages where the callback of Keras looks for them."""
+def _averages(optimizer: Any) -> bool:
+    """Returns whether an optimizer keeps averages where the callback of Keras looks for them."""
     return any(
         getattr(one, "use_ema", False) for one in getattr(optimizer, "optimizers", [optimizer])
     )

@@ -1,8 +1,10 @@
 """What callbacks share: the tables of the model that trains, and which of their rows train."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+from typing_extensions import override
 
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
 from maskedgrad.masking.optimizer import MaskedOptimizer
@@ -36,7 +38,9 @@ class FollowsRows(keras.callbacks.Callback):
     _num_row_changes: int | None = None
 
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
-        """Called with the rows that train now, at first and when others may.
+        """Takes note of the rows that train now. A class that is derived from this one defines it.
+
+        It is called once at first, and again where other rows may train.
 
         Args:
             tables: the masked tables and their rows, always in one order.
@@ -45,21 +49,21 @@ class FollowsRows(keras.callbacks.Callback):
         """
         raise NotImplementedError
 
-    def on_train_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked_optimizer_of(self)
         self._num_row_changes = None
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._look()
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._look()
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._look()
 
     def _look(self) -> None:

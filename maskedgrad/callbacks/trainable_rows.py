@@ -1,8 +1,10 @@
 """`TrainableRowsMonitor`: how far the trainable rows have moved."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from maskedgrad.callbacks.tables import FollowsRows
 from maskedgrad.masking.tables import read_rows
@@ -39,18 +41,18 @@ class TrainableRowsMonitor(FollowsRows):
     ['loss', 'words_moved', 'words_moved_max']
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._masked: Sequence[MaskedTable] = []
         self._starts: list[_Start] = []
 
-    def on_train_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._masked = []
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         if logs is None:
             return
@@ -60,8 +62,8 @@ class TrainableRowsMonitor(FollowsRows):
             logs[f"{name}_moved"] = float(distances.mean())
             logs[f"{name}_moved_max"] = float(distances.max())
 
+    @override
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
-        """Called where other rows may train."""
         if num_changes is None:
             self._starts = [_Start(table) for table in tables]
         self._masked = tables
@@ -70,7 +72,7 @@ class TrainableRowsMonitor(FollowsRows):
 
 
 class _Start:
-    """Where the rows of a table that have trained were before."""
+    """The values that rows of a table had before they trained."""
 
     def __init__(self, table: MaskedTable):
         self._table = table
@@ -78,7 +80,7 @@ class _Start:
         self._values = read_rows(table.variable, self._ids, table.axis)
 
     def add(self, rows: Rows) -> None:
-        """Notes where rows are, if they have not trained before."""
+        """Keeps the values of those of `rows` that have not trained before."""
         joining = np.setdiff1d(rows.ids, self._ids)
         ids = np.concatenate([self._ids, joining])
         values = np.concatenate(
@@ -88,7 +90,7 @@ class _Start:
         self._ids, self._values = ids[order], values[order]
 
     def distances(self, rows: Rows) -> np.ndarray:
-        """How far rows are from where they were: float64 of shape `(K,)`."""
+        """Returns how far each row has moved: float64 of shape `(K,)`."""
         before = self._values[np.searchsorted(self._ids, rows.ids)]
         after = read_rows(self._table.variable, rows.ids, self._table.axis)
         moves = after.astype(np.float64) - before.astype(np.float64)
@@ -96,7 +98,7 @@ class _Start:
 
 
 def log_names(paths: Sequence[str]) -> list[str]:
-    """A name for each table: that of its layer, or what tells it from the others.
+    """Returns a name for each table: that of its layer, or its path where layers share a name.
 
     Example:
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from typing_extensions import override
 
 from maskedgrad.callbacks.tables import masked_optimizer_of
 from maskedgrad.masking.of_model import masked_tables
+from maskedgrad.rows import RowsLike, TrainableRows
 from maskedgrad.rows.rows import canonical
 from maskedgrad.rows.targets import describe, named
 
@@ -51,14 +53,14 @@ class UnfreezeSchedule(keras.callbacks.Callback):
     {'words/embeddings': Rows('1:3,4', num_rows=5)}
     """
 
-    def __init__(self, schedule: Mapping[int, Any]):
+    def __init__(self, schedule: Mapping[int, RowsLike | TrainableRows]):
         super().__init__()
         _check_schedule(schedule)
         self._schedule = {epoch: schedule[epoch] for epoch in sorted(schedule)}
         self._has_begun = False
 
-    def on_train_begin(self, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked_optimizer_of(self)
         for epoch, rows in self._schedule.items():
             try:
@@ -67,8 +69,8 @@ class UnfreezeSchedule(keras.callbacks.Callback):
                 raise _of_epoch(epoch, error) from error
         self._has_begun = False
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         named = [each for each in self._schedule if each <= epoch]
         # A training that is resumed may begin after an epoch that is named.
         if named and (named[-1] == epoch or not self._has_begun):

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from maskedgrad.cli.bench_work import (
     Case,
@@ -24,7 +25,7 @@ from maskedgrad.cli.bench_work import (
     trainable_ids,
     work,
 )
-from maskedgrad.cli.recipes import RECIPES, Recipe, StepTimes
+from maskedgrad.cli.recipes import RECIPES, Head, Ids, Recipe, StepTimes
 from maskedgrad.counting import state_bytes
 from maskedgrad.masking.optimizer import MaskedOptimizer
 
@@ -81,7 +82,9 @@ def build(case: Case, matrix: np.ndarray, optimizer: keras.optimizers.Optimizer)
     return recipe
 
 
-def masked_in_stock_model(matrix, trainable_ids, head, optimizer, **compile_options) -> Recipe:
+def masked_in_stock_model(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """`MaskedOptimizer` in a `keras.Model`. See `Recipe`."""
     masked, table = RECIPES["maskedgrad"](matrix, trainable_ids, head, optimizer, loss="mse")
     model = keras.Model(masked.inputs, masked.outputs)
@@ -132,17 +135,17 @@ def inference_times(
 class InferenceTimes(keras.callbacks.Callback):
     """Notes how long each batch of `predict` or `evaluate` takes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seconds: list[float] = []
         self._began = 0.0
 
-    def on_predict_batch_begin(self, batch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
 
-    def on_predict_batch_end(self, batch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.seconds.append(time.perf_counter() - self._began)
 
     on_test_batch_begin = on_predict_batch_begin
@@ -161,7 +164,7 @@ class GradientBytes:
         self.bytes = 0
         apply = optimizer.apply
 
-        def counted(grads, trainable_variables=None):
+        def counted(grads: Any, trainable_variables: Any = None) -> Any:
             grads = list(grads)
             self.bytes = sum(_weight(grad, num_tokens, num_rows) for grad in grads)
             return apply(grads, trainable_variables)
@@ -193,16 +196,16 @@ def _classified(features: Any) -> Any:
     return keras.layers.Dense(1, activation="sigmoid")(hidden)
 
 
-def _pool_head(case: Case):
+def _pool_head(case: Case) -> Head:
     return lambda embedded: _classified(keras.layers.GlobalAveragePooling1D()(embedded))
 
 
-def _lstm_head(case: Case):
+def _lstm_head(case: Case) -> Head:
     return lambda embedded: _classified(keras.layers.LSTM(64)(embedded))
 
 
-def _transformer_head(case: Case):
-    def head(embedded):
+def _transformer_head(case: Case) -> Head:
+    def head(embedded: Any) -> Any:
         attention = keras.layers.MultiHeadAttention(num_heads=4, key_dim=max(1, case.width // 4))
         attended = keras.layers.Add()([embedded, attention(embedded, embedded)])
         normalized = keras.layers.LayerNormalization()(attended)
@@ -214,12 +217,12 @@ def _transformer_head(case: Case):
 class RaggedMean(keras.layers.Layer):
     """The mean of each ragged text."""
 
-    def compute_output_spec(self, inputs):
-        """Called by Keras."""
+    @override
+    def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor((inputs.shape[0], inputs.shape[-1]), dtype=inputs.dtype)
 
-    def call(self, inputs):
-        """Called by Keras."""
+    @override
+    def call(self, inputs: Any) -> Any:
         return tf.reduce_mean(inputs, axis=1)
 
 
@@ -231,7 +234,7 @@ class RaggedHead:
     def __init__(self, case: Case):
         self.mean = RaggedMean()
 
-    def __call__(self, embedded):
+    def __call__(self, embedded: Any) -> Any:
         """The scores as probabilities, of shape `(batch, 1)`."""
         return _classified(self.mean(embedded))
 
@@ -243,7 +246,7 @@ class TiedHead:
         self.output = TiedOutput(case.rows)
         self.width = case.width
 
-    def __call__(self, embedded):
+    def __call__(self, embedded: Any) -> Any:
         """The scores as probabilities, of shape `(batch, rows)`."""
         pooled = keras.layers.GlobalAveragePooling1D()(embedded)
         return self.output(keras.layers.Dense(self.width)(pooled))
@@ -258,12 +261,12 @@ class TiedOutput(keras.layers.Layer):
         super().__init__()
         self.num_rows = num_rows
 
-    def compute_output_spec(self, inputs):
-        """Called by Keras."""
+    @override
+    def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor((inputs.shape[0], self.num_rows), dtype=inputs.dtype)
 
-    def call(self, inputs):
-        """Called by Keras."""
+    @override
+    def call(self, inputs: Any) -> Any:
         return keras.ops.softmax(inputs @ keras.ops.transpose(self.table()))
 
 

@@ -283,7 +283,7 @@ def _run_workers(num_workers: int, arguments: Sequence[str]) -> int:
 
 def _head(num_classes: int, seed: int) -> Head:
     # Seeds of their own, since the ways draw different amounts of other numbers.
-    def head(embedded):
+    def head(embedded: Any) -> Any:
         pooled = keras.layers.GlobalAveragePooling1D()(embedded)
         hidden = keras.layers.Dense(
             64, "relu", kernel_initializer=keras.initializers.GlorotUniform(seed)

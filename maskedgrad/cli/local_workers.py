@@ -12,7 +12,7 @@ from typing import Any
 @contextlib.contextmanager
 def local_workers(
     command: Sequence[str], options: Sequence[Mapping[str, Any]]
-) -> Iterator[list[subprocess.Popen]]:
+) -> Iterator[list[subprocess.Popen[str]]]:
     """A context in which a command runs as several workers that know of each other.
 
     Equivalent to the command on as many machines, each with its own `TF_CONFIG`

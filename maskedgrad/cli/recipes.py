@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import keras
 import numpy as np
 import tensorflow as tf
+from typing_extensions import override
 
 from maskedgrad.distribute.steps import MultiWorkerSteps, returned
 from maskedgrad.masking.optimizer import MaskedOptimizer
@@ -51,7 +52,9 @@ class Recipe(NamedTuple):
     table: Callable[[], np.ndarray]
 
 
-def frozen_table(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
+def frozen_table(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """No row trains: `trainable=False`. See `Recipe`."""
     words = _embedding(matrix, trainable=False)
     model = StockModel(*_inputs_and_outputs(words, head))
@@ -59,7 +62,9 @@ def frozen_table(matrix, trainable_ids, head: Head, optimizer, **compile_options
     return Recipe(model, lambda: _table(words))
 
 
-def trainable_table(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
+def trainable_table(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """Every row trains: `trainable=True`. See `Recipe`."""
     words = _embedding(matrix)
     model = StockModel(*_inputs_and_outputs(words, head))
@@ -67,7 +72,9 @@ def trainable_table(matrix, trainable_ids, head: Head, optimizer, **compile_opti
     return Recipe(model, lambda: _table(words))
 
 
-def two_layers(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
+def two_layers(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """A frozen layer plus a trainable one for the last ids. See `Recipe`.
 
     Row 0 of the trainable layer stands for every ordinary word. It trains too,
@@ -87,7 +94,7 @@ def two_layers(matrix, trainable_ids, head: Head, optimizer, **compile_options) 
     )
     place_in_added = np.maximum(np.arange(num_rows) - (num_rows - num_special - 1), 0)
 
-    def embed(ids):
+    def embed(ids: Any) -> Any:
         special = keras.ops.relu(ids - (num_rows - num_special - 1))
         return keras.layers.Add()([ordinary(ids), added(special)])
 
@@ -96,7 +103,9 @@ def two_layers(matrix, trainable_ids, head: Head, optimizer, **compile_options) 
     return Recipe(model, lambda: _table(ordinary) + _table(added)[place_in_added])
 
 
-def gradient_times_mask(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
+def gradient_times_mask(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """The table's gradient is multiplied by zeros and ones in a `train_step`. See `Recipe`."""
     words = _embedding(matrix)
     model = GradientTimesMask(*_inputs_and_outputs(words, head))
@@ -105,7 +114,9 @@ def gradient_times_mask(matrix, trainable_ids, head: Head, optimizer, **compile_
     return Recipe(model, lambda: _table(words))
 
 
-def stop_gradient_mix(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
+def stop_gradient_mix(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """The layer looks up in `mask * E + stop_gradient((1 - mask) * E)`. See `Recipe`."""
     words = StopGradientEmbedding(*matrix.shape, weights=[matrix], mask_zero=True, name="words")
     words.mask = _column_mask(matrix, trainable_ids)
@@ -114,7 +125,9 @@ def stop_gradient_mix(matrix, trainable_ids, head: Head, optimizer, **compile_op
     return Recipe(model, lambda: _table(words))
 
 
-def masked_optimizer(matrix, trainable_ids, head: Head, optimizer, **compile_options) -> Recipe:
+def masked_optimizer(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
     """`MaskedOptimizer` in a `MaskedModel`. See `Recipe`."""
     words = _embedding(matrix)
     model = MaskedModel(*_inputs_and_outputs(words, head))
@@ -146,17 +159,17 @@ class StepTimes(keras.callbacks.Callback):
     (8, True)
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seconds: list[float] = []
         self._began = 0.0
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
-        """Called by Keras."""
+    @override
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.seconds.append(time.perf_counter() - self._began)
 
     def median(self, skip: int) -> float:
@@ -213,8 +226,8 @@ class GradientTimesMask(StockModel):
         """
         self._words, self._mask = words, mask
 
-    def train_step(self, data):
-        """Called by Keras."""
+    @override
+    def train_step(self, data: Any) -> dict[str, Any]:
         x, y = data
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
@@ -240,15 +253,15 @@ class StopGradientEmbedding(keras.layers.Embedding):
 
     mask: np.ndarray
 
-    def call(self, inputs):
-        """Called by Keras."""
+    @override
+    def call(self, inputs: Any) -> Any:
         table = self.embeddings * self.mask + keras.ops.stop_gradient(
             self.embeddings * (1.0 - self.mask)
         )
         return keras.ops.take(table, inputs, axis=0)
 
 
-def _embedding(matrix, **options) -> keras.layers.Embedding:
+def _embedding(matrix: np.ndarray, **options: Any) -> keras.layers.Embedding:
     return pretrained_embedding(matrix, mask_zero=True, name="words", **options)
 
 

@@ -115,7 +115,7 @@ def matrix_file(path: Path) -> SavedTable:
 
 
 def describe(tables: Sequence[SavedTable]) -> str:
-    """How messages list tables."""
+    """Returns a list of tables for messages: their names and shapes."""
     return ", ".join(f"{table.name} {table.shape}" for table in tables) or "no table"
 
 
@@ -143,7 +143,7 @@ def _tables(file: Any, trainable_rows: Mapping[str, Rows]) -> list[SavedTable]:
 
 
 def _layers(file: Any) -> list[tuple[str, Any]]:
-    """The group of variables of each layer, with the names of the layers around it."""
+    """Returns the names of each layer and those around it, as a path, with its variables."""
     layers: list[tuple[str, Any]] = []
 
     def visit(group: Any, names: tuple[str, ...]) -> None:
@@ -163,7 +163,11 @@ def _layers(file: Any) -> list[tuple[str, Any]]:
 
 
 def _place_of(path: str, rows: Rows, tables: list[SavedTable]) -> int:
-    """Which of the tables a variable is, by its path, which a file of weights does not hold."""
+    """Returns the index of the table that has the path of a variable.
+
+    A file of weights holds names of layers and no paths: the table is taken that shares most
+    names with the path, counted from the end.
+    """
     layer = path.split("/")[:-1]
     common = [
         _num_common(layer, table.name.split("/")) if table.shape[0] == rows.num_rows else 0
@@ -179,7 +183,7 @@ def _place_of(path: str, rows: Rows, tables: list[SavedTable]) -> int:
 
 
 def _num_common(layer: Sequence[str], name: Sequence[str]) -> int:
-    """How many names from the end two paths have in common."""
+    """Returns how many names two paths have in common, counted from the end."""
     pairs = zip(reversed(layer), reversed(name), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -209,7 +213,7 @@ def _reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
 
 
 def _trainable_rows(config: Mapping[str, Any]) -> dict[str, Rows]:
-    """By path, what the model's `MaskedOptimizer` trains; nothing before it is built.
+    """Returns the rows that the model's `MaskedOptimizer` trains, by path; none if it is not built.
 
     Rows along another axis than the first are no rows of a table of vectors.
     """

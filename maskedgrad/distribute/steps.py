@@ -1,4 +1,7 @@
-"""Keras' `fit` under `MultiWorkerMirroredStrategy`, where Keras 3 stops (keras issue 20585)."""
+"""Keras' `fit` under `MultiWorkerMirroredStrategy`, where Keras 3 stops.
+
+See https://github.com/keras-team/keras/issues/20585.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+from typing_extensions import override
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers
 
@@ -32,9 +36,10 @@ class MultiWorkerSteps(_Model):
     are scalars. And it runs several steps in a loop of TensorFlow, in which
     workers cannot reduce.
 
-    A Keras that gets past them by itself is not in its way: what it builds from is
-    a batch all the same, a value of one element is averaged to itself, and a step
-    at a time is what several steps come to. A test says once that is so.
+    A version of Keras that no longer stops there works with this too: it is given
+    a batch to build from, the average of one element is that element, and several
+    steps one by one are equal to several at once. A test fails once there is one,
+    so that this can go.
 
     Files are the chief's to write: `save` and `save_weights` do nothing on
     other workers, and callbacks that only write files are left out there.
@@ -43,44 +48,48 @@ class MultiWorkerSteps(_Model):
     train_function: Any
     test_function: Any
 
-    def fit(self, *args, **kwargs):
-        """`keras.Model.fit`. Where it spans workers, the chief alone writes files.
+    # They hand on whatever they are given, so for a type checker, and for an editor that
+    # completes, they are those of the class that comes after this one.
+    if not TYPE_CHECKING:
 
-        Raises:
-            ValueError: a `keras.callbacks.BackupAndRestore` is to run on several workers.
-        """
-        if spans_workers(self.distribute_strategy) and "callbacks" in kwargs:
-            writes_files = is_chief(self.distribute_strategy)
-            kwargs["callbacks"] = _callbacks_of_worker(kwargs["callbacks"], writes_files)
-        return super().fit(*args, **kwargs)
+        def fit(self, *args, **kwargs):
+            """`keras.Model.fit`. Where it spans workers, the chief alone writes files.
 
-    def save(self, filepath, *args, **kwargs):
-        """`keras.Model.save`, by the chief alone."""
-        if is_chief(self.distribute_strategy):
-            super().save(filepath, *args, **kwargs)
+            Raises:
+                ValueError: a `keras.callbacks.BackupAndRestore` is to run on several workers.
+            """
+            if spans_workers(self.distribute_strategy) and "callbacks" in kwargs:
+                writes_files = is_chief(self.distribute_strategy)
+                kwargs["callbacks"] = _callbacks_of_worker(kwargs["callbacks"], writes_files)
+            return super().fit(*args, **kwargs)
 
-    def save_weights(self, filepath, *args, **kwargs):
-        """`keras.Model.save_weights`, by the chief alone."""
-        if is_chief(self.distribute_strategy):
-            super().save_weights(filepath, *args, **kwargs)
+        def save(self, filepath, *args, **kwargs):
+            """`keras.Model.save`, by the chief alone."""
+            if is_chief(self.distribute_strategy):
+                super().save(filepath, *args, **kwargs)
 
-    def train_step(self, data):
-        """One step of training. Called by `fit`."""
+        def save_weights(self, filepath, *args, **kwargs):
+            """`keras.Model.save_weights`, by the chief alone."""
+            if is_chief(self.distribute_strategy):
+                super().save_weights(filepath, *args, **kwargs)
+
+    @override
+    def train_step(self, data: Any) -> dict[str, Any]:
         return returned(super().train_step(data))
 
-    def test_step(self, data):
-        """One step of evaluation. Called by `evaluate`."""
+    @override
+    def test_step(self, data: Any) -> dict[str, Any]:
         return returned(super().test_step(data))
 
-    def make_train_function(self, force=False):
-        """Called by Keras."""
+    @override
+    def make_train_function(self, force: bool = False) -> None:
         made = self.train_function
         super().make_train_function(force=force)
         if self.train_function is not made:
             self.train_function = self._step_by_step(self.train_function)
 
-    def make_test_function(self, force=False):
-        """Called by Keras."""
+    @override
+    def make_test_function(self, force: bool = False) -> None:
         made = self.test_function
         super().make_test_function(force=force)
         if self.test_function is not made:
@@ -92,7 +101,8 @@ class MultiWorkerSteps(_Model):
         # Of what is no iterator of TensorFlow's, Keras takes one batch after the other.
         return lambda iterator: function(itertools.chain([next(iterator)], iterator))
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    @override
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         strategy = self.distribute_strategy
         if iterator is not None and spans_workers(strategy):
             _check_as_many_batches(strategy, iterator.num_batches)
@@ -104,14 +114,14 @@ class MultiWorkerSteps(_Model):
 
 
 def returned(logs: dict[str, Any]) -> dict[str, Any]:
-    """What a step returns, with the axis that Keras averages along where it spans workers."""
+    """Returns the logs of a step; across workers, with the axis that Keras averages along."""
     if not spans_workers(tf.distribute.get_strategy()):
         return logs
     return keras.tree.map_structure(lambda value: tf.reshape(value, [1]), logs)
 
 
 def _callbacks_of_worker(callbacks: Any, writes_files: bool) -> list[Any]:
-    """The callbacks of `fit` that a worker is to have."""
+    """Returns the callbacks as a list, without those that write files where a worker must not."""
     callbacks = [callback for callback in tf.nest.flatten(callbacks) if callback is not None]
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.BackupAndRestore):

@@ -36,16 +36,16 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def worker_index(strategy: tf.distribute.Strategy) -> int:
-    """The place of this process among the workers of a strategy; the chief has 0."""
+    """Returns the index of this process among the workers of a strategy; the chief has 0."""
     resolver = strategy.cluster_resolver
     has_chief = "chief" in resolver.cluster_spec().jobs
     return resolver.task_id + (has_chief and resolver.task_type == "worker")
 
 
 def gathered(strategy: tf.distribute.Strategy, value: Any) -> list[Any]:
-    """What each worker calls this with, in the order of the workers.
+    """Returns the values of all workers, in the order of the workers.
 
-    All of them must call it, eagerly and outside of `strategy.run`.
+    Each worker calls this with a value of its own, eagerly and outside of `strategy.run`.
 
     Args:
         strategy: one that spans workers.
@@ -55,15 +55,16 @@ def gathered(strategy: tf.distribute.Strategy, value: Any) -> list[Any]:
     content = tf.constant(np.frombuffer(text, np.uint8), tf.int32)
     lengths = _gathered_numbers(strategy, tf.constant([len(text)]))
     numbers = np.split(_gathered_numbers(strategy, content), np.cumsum(lengths)[:-1])
-    # A worker of several devices says it once for each.
+    # A worker of several devices sends its value once for each device.
     by_worker = dict(json.loads(bytes(each.tolist())) for each in numbers)
     return [by_worker[index] for index in sorted(by_worker)]
 
 
 def difference(strategy: tf.distribute.Strategy, value: Any) -> str:
-    """What each worker calls this with, in words; nothing if that is the same.
+    """Returns how the values of workers differ, as text; an empty one if they are equal.
 
-    All of them must call it.
+    Each worker calls this with a value of its own. The text is such as
+    `"3 on worker 0, 4 on worker 1"`.
 
     Args:
         strategy: one that spans workers.
@@ -76,7 +77,9 @@ def difference(strategy: tf.distribute.Strategy, value: Any) -> str:
 
 
 def check_workers_agree(strategy: tf.distribute.Strategy, facts: Mapping[str, str]) -> None:
-    """Raises where workers would train different things. All of them must call it.
+    """Raises a `ValueError` where workers would train different things.
+
+    Each worker calls this with its own facts.
 
     Args:
         strategy: one that spans workers.
@@ -104,7 +107,7 @@ def _gathered_numbers(strategy: tf.distribute.Strategy, numbers: tf.Tensor) -> n
 
 
 def _from_difference(text: str, other: str) -> str:
-    """A text, from a little before it differs from the other."""
+    """Returns the part of `text` that begins shortly before it differs from `other`."""
     same = next(
         (place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]),
         min(len(text), len(other)),

@@ -1,7 +1,7 @@
 """A table and the compact variable that stands for its trainable rows."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -185,7 +185,7 @@ class CompactTable:
             return
         shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
 
-        def moved(read, after, multipliers, *places):
+        def moved(read: Callable[[], Any], after: Any, multipliers: Any, *places: Any) -> Any:
             shares = _rows_of(multipliers, *places) if places else multipliers.read_value()
             before, shares = read(), tf.reshape(shares, shape)
             # The whole way must end on the same bits, which a sum may miss. Nor may a number
@@ -196,8 +196,14 @@ class CompactTable:
         places = [] if rows.places is None else [rows.places]
         self._scatter(strategy, rows, moved, self.multipliers.value, *places)
 
-    def _scatter(self, strategy, rows: StepRows, values, *args) -> None:
-        def write(table, ids, compact, *args):
+    def _scatter(
+        self,
+        strategy: tf.distribute.Strategy,
+        rows: StepRows,
+        values: Callable[..., Any],
+        *args: Any,
+    ) -> None:
+        def write(table: Any, ids: Any, compact: Any, *args: Any) -> Any:
             after = tf.identity(compact)
             written = values(lambda: _rows_of(table, ids, self.axis), after, *args)
             if self.axis == 0:

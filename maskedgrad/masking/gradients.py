@@ -1,10 +1,11 @@
 """Selecting the trainable rows of a gradient: by selection, never by multiplication."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from maskedgrad.rows.aliases import TrainableRows
 from maskedgrad.rows.targets import MaskedTable, named, resolve
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
@@ -116,7 +117,7 @@ def _gather(variable: tf.Variable, places: Any) -> tf.Tensor:
 def mask_gradients(
     gradients: Sequence[Gradient],
     variables: Sequence[Any],
-    trainable_rows: Mapping[Any, Any],
+    trainable_rows: TrainableRows,
 ) -> list[Gradient]:
     """The same gradients, with the frozen rows of each table zeroed.
 

@@ -6,7 +6,7 @@ optimizer never sees a frozen row, so it cannot move one.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -24,6 +24,7 @@ from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
 from maskedgrad.masking.variables import read_sparsely, reads_sparsely
+from maskedgrad.rows import AlongAxis, MaskedTable, RowLearningRates, TrainableRows
 from maskedgrad.rows.asked import Asked
 from maskedgrad.rows.saved import (
     decode_row_learning_rates,
@@ -31,12 +32,7 @@ from maskedgrad.rows.saved import (
     encode_row_learning_rates,
     encode_trainable_rows,
 )
-from maskedgrad.rows.targets import (
-    AlongAxis,
-    MaskedTable,
-    check_same_tables,
-    variables_before_build,
-)
+from maskedgrad.rows.targets import check_same_tables, variables_before_build
 
 
 def _of_inner(name: str, doc: str) -> Any:
@@ -108,9 +104,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     def __init__(
         self,
         inner_optimizer: Any,
-        trainable_rows: Mapping[Any, Any],
+        trainable_rows: TrainableRows,
         name: str | None = None,
-        row_learning_rates: Mapping[Any, Any] | None = None,
+        row_learning_rates: RowLearningRates | None = None,
         lazy: bool = False,
     ):
         check_backend()
@@ -173,13 +169,13 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         return [] if variables is None else self._asked.tables(list(variables))
 
     def check_rows(
-        self, trainable_rows: Mapping[Any, Any], variables: Sequence[Any]
+        self, trainable_rows: TrainableRows, variables: Sequence[Any]
     ) -> list[MaskedTable]:
         """What `set_trainable_rows` would let train of `variables`, without a change."""
         asked = self._asked.but(trainable_rows=trainable_rows)
         return check_same_tables(asked.tables(variables), self.masked_tables(variables))
 
-    def set_trainable_rows(self, trainable_rows: Mapping[Any, Any]) -> None:
+    def set_trainable_rows(self, trainable_rows: TrainableRows) -> None:
         """Changes which rows train from the next step on.
 
         Rows that stay keep their state. Rows that leave are frozen at once, with
@@ -374,7 +370,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects=None) -> "MaskedOptimizer":
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MaskedOptimizer":
         """The inverse of `get_config`. Raises a `TypeError` or `ValueError` for anything else."""
         absent = {"name", "inner_optimizer", "trainable_rows"} - set(config)
         if absent:

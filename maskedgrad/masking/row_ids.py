@@ -39,7 +39,8 @@ class RowIds(keras.Layer):
             for variable in table.state:
                 setattr(self, f"{variable.name}_{number}", variable)
         # In functions, since Keras tracks variables in whatever else a layer holds.
-        self._masked, self._variables = lambda: [t.masked() for t in tables], lambda: variables
+        self._masked: Callable[[], list[MaskedTable]] = lambda: [t.masked() for t in tables]
+        self._variables: Callable[[], Sequence[keras.Variable]] = lambda: variables
         self._change_rows = change_rows
 
     def save_own_variables(self, store: Any) -> None:

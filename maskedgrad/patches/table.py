@@ -41,7 +41,7 @@ class TablePatch:
     original: np.ndarray | None
     digest: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "values", _read_only(self.values))
         if self.values.shape[:1] != (len(self.rows),):
             raise ValueError(

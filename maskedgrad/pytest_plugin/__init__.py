@@ -16,7 +16,7 @@ _WATCHED = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Called by pytest, which then knows of the marker, for `pytest -m frozen_rows`."""
+    """Registers the marker, so that `pytest -m frozen_rows` knows it."""
     config.addinivalue_line(
         "markers", "frozen_rows: checks that frozen rows of tables keep their bits (maskedgrad)."
     )
@@ -43,7 +43,7 @@ def frozen_rows(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
-    """Called by pytest. Compares once the test is through, so that it is the test that fails."""
+    """Compares as part of the test, so that it fails and not its teardown."""
     result = yield
     if _WATCHED in item.stash:
         item.stash[_WATCHED].close()

@@ -1,7 +1,17 @@
 """Which rows of which tables: sets of ids, words, what users name, and what configs say of it."""
 
-from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.aliases import RowLearningRates, Target, TrainableRows
+from maskedgrad.rows.rows import Rows, RowsLike
 from maskedgrad.rows.targets import AlongAxis, MaskedTable
 from maskedgrad.rows.vocabulary import row_ids
 
-__all__ = ["AlongAxis", "MaskedTable", "Rows", "row_ids"]
+__all__ = [
+    "AlongAxis",
+    "MaskedTable",
+    "RowLearningRates",
+    "Rows",
+    "RowsLike",
+    "Target",
+    "TrainableRows",
+    "row_ids",
+]

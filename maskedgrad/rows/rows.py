@@ -1,9 +1,10 @@
 """`Rows`: a set of row ids of a table."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from maskedgrad.messages import capitalized, shorten
 from maskedgrad.rows.text import (
@@ -49,7 +50,7 @@ class Rows:
     (Rows('7', num_rows=10), Rows('2', num_rows=10))
     """
 
-    def __init__(self, rows: Any, num_rows: int):
+    def __init__(self, rows: "RowsLike", num_rows: int):
         _check_num_rows(num_rows)
         ids = _ids(canonical(rows), int(num_rows))
         ids.setflags(write=False)
@@ -70,7 +71,7 @@ class Rows:
         return cls(slice(num_rows - int(n), None), num_rows)
 
     @classmethod
-    def all_but(cls, rows: Any, num_rows: int) -> "Rows":
+    def all_but(cls, rows: "RowsLike", num_rows: int) -> "Rows":
         """All rows of a table but `rows`, which are what `Rows` takes.
 
         Example:
@@ -95,7 +96,7 @@ class Rows:
         return cls(row_ids(words, vocabulary), num_rows)
 
     @property
-    def ids(self) -> np.ndarray:
+    def ids(self) -> npt.NDArray[np.int64]:
         """The row ids: a read-only, ascending int64 array of shape `(K,)`."""
         return self._ids
 
@@ -105,7 +106,7 @@ class Rows:
         return self._num_rows
 
     @property
-    def mask(self) -> np.ndarray:
+    def mask(self) -> npt.NDArray[np.bool_]:
         """A boolean array of shape `(num_rows,)`, true at the ids."""
         mask = np.zeros(self._num_rows, dtype=bool)
         mask[self._ids] = True
@@ -190,6 +191,15 @@ class Rows:
         if len(text) > 40:
             text = f"{text[:37]}..."
         return f"Rows({text!r}, num_rows={self._num_rows})"
+
+
+class _IdsOrMask(Protocol):
+    """What NumPy makes an array of ids or a mask of, such as a tensor or a column of pandas."""
+
+    def __array__(self) -> npt.NDArray[np.integer[Any] | np.bool_]: ...
+
+
+RowsLike: TypeAlias = Rows | slice | range | Sequence[int | np.integer[Any]] | _IdsOrMask
 
 
 def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":

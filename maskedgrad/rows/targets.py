@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from maskedgrad.messages import capitalized, shorten
 from maskedgrad.rows.rows import Rows, canonical
@@ -41,10 +42,10 @@ class AlongAxis:
     [False, False, False, True, True]
     """
 
-    target: Any
+    target: keras.Layer | str
     axis: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.target, (keras.Layer, str)):
             raise TypeError(
                 "`target` must be a layer or the path of a variable. "
@@ -71,7 +72,7 @@ class MaskedTable:
     variable: Any
     rows: Rows
     axis: int = 0
-    learning_rates: np.ndarray | None = None
+    learning_rates: npt.NDArray[np.float64] | None = None
 
     @property
     def path(self) -> str:

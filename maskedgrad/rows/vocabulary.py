@@ -6,9 +6,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 
-def row_ids(words: Sequence[str], vocabulary: Any) -> np.ndarray:
+def row_ids(words: Sequence[str], vocabulary: Any) -> npt.NDArray[np.int64]:
     """The ids of words in a vocabulary.
 
     Equivalent to `numpy.array([vocabulary.index(word) for word in words])` for

@@ -15,7 +15,7 @@ def likely_cause(
     changed: np.ndarray,
     constrained: np.ndarray | None = None,
 ) -> str:
-    """What most likely changed rows that were frozen.
+    """Returns what most likely changed rows that were frozen.
 
     Args:
         before: float64 of shape `(F, n)`, the frozen rows as they were.
@@ -52,13 +52,16 @@ def likely_cause(
 
 
 def _explains(predicted: np.ndarray, old: np.ndarray, new: np.ndarray) -> bool:
-    """Whether most of the change is what was predicted; the rest may be rounding."""
+    """Returns whether `predicted` is within a tenth of the change from `old` to `new`."""
     change = np.linalg.norm(new - old)
     return bool(change and np.linalg.norm(new - predicted) <= 0.1 * change)
 
 
 def _with_one_norm(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Each old row, of the norm that the new rows have if they have one in common."""
+    """Returns the old rows, scaled to the median norm of the new rows.
+
+    A constraint such as `UnitNorm` makes these from those.
+    """
     norms = np.linalg.norm(old, axis=1, keepdims=True)
     bound = np.median(np.linalg.norm(new, axis=1)) if len(new) else 0.0
     return old * bound / np.where(norms > 0, norms, 1) if bound else old

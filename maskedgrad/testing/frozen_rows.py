@@ -107,7 +107,7 @@ def _name(variable: Any) -> str:
 
 
 def _change(table: MaskedTable, before: np.ndarray) -> str:
-    """What has changed in the frozen rows of a table, in words; nothing if nothing has."""
+    """Returns what has changed in the frozen rows of a table, as text; empty if nothing has."""
     variable, axis = table.variable, table.axis
     after = np.asarray(variable)
     frozen = table.rows.complement().ids

@@ -142,7 +142,7 @@ def optimizers(
 
 
 def _flags(cls: Callable[..., Any]) -> dict[str, bool]:
-    """The switches of one class, such as `nesterov` or `amsgrad`, with their defaults."""
+    """Returns the boolean arguments of a class, such as `nesterov`, with their defaults."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(cls).parameters.items()
@@ -159,7 +159,7 @@ class Table:
     constraint: Any = None
     frozen: np.ndarray = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.frozen = np.setdiff1d(np.arange(len(self.values)), self.ids)
 
     def variable(self, values: np.ndarray | None = None) -> keras.Variable:

@@ -1,7 +1,7 @@
 """`extend`: a trained model whose table gets rows for new words."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -11,18 +11,20 @@ from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import check_words, sample
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 
+ModelOrLayer = TypeVar("ModelOrLayer", bound=keras.Model | keras.layers.Embedding)
+
 LOOKUPS = keras.layers.StringLookup, keras.layers.TextVectorization
 
 
 def extend(
-    model_or_layer: Any,
+    model_or_layer: ModelOrLayer,
     words: Sequence[str],
     initializer: Any = "normal",
     *,
     table: str | keras.layers.Embedding | None = None,
     noise: float = 0.0,
     seed: int | None = None,
-) -> tuple[Any, Rows]:
+) -> tuple[ModelOrLayer, Rows]:
     """A model or a layer with a row more for each new word, and those rows.
 
     What is given stays as it is. What comes back is a copy, not compiled, with
@@ -109,7 +111,7 @@ def _larger_table(layer: keras.layers.Embedding, num_new: int) -> keras.layers.E
 def _larger_model(model: Any, old_table: Any, words: Sequence[str]) -> Any:
     copies: dict[int, Any] = {}
 
-    def copy(layer):
+    def copy(layer: Any) -> Any:
         if layer is old_table:
             return _larger_table(layer, len(words))
         if isinstance(layer, LOOKUPS):
@@ -118,7 +120,7 @@ def _larger_model(model: Any, old_table: Any, words: Sequence[str]) -> Any:
             return _rebuilt(layer, copy_once)
         return type(layer).from_config(layer.get_config())
 
-    def copy_once(layer):
+    def copy_once(layer: Any) -> Any:
         if id(layer) not in copies:
             copies[id(layer)] = copy(layer)
         return copies[id(layer)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from maskedgrad.rows.vocabulary import check_words, ids_by_word, sample
 from maskedgrad.vectors.initial_values import CHUNK, check_initializer, first_values
@@ -38,7 +39,7 @@ class VectorReport:
     missing: tuple[str, ...]
     """Words without a vector, in the order of their ids."""
 
-    missing_ids: np.ndarray
+    missing_ids: npt.NDArray[np.int64]
     """The ids to train: those of `missing`, and ids below V that no word has.
     A read-only, ascending int64 array."""
 
@@ -84,7 +85,7 @@ def load_vectors(
     counts: Mapping[str, float] | None = None,
     padding: str | int | None = None,
     seed: int | None = None,
-) -> tuple[np.ndarray, VectorReport]:
+) -> tuple[npt.NDArray[np.float32], VectorReport]:
     """Pretrained vectors as the table of a vocabulary, and which words have none.
 
     Files are read by gensim. The row of a word that is found is the source's
@@ -273,7 +274,7 @@ def _center(
     return read.vectors[slots].mean(axis=0, dtype=np.float64)
 
 
-def _missing_ids(has_vector: np.ndarray, padding_id: int | None) -> np.ndarray:
+def _missing_ids(has_vector: np.ndarray, padding_id: int | None) -> npt.NDArray[np.int64]:
     is_missing = ~has_vector
     if padding_id is not None:
         is_missing[padding_id] = False

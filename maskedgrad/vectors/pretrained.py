@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from maskedgrad.masking.tables import write_rows
 from maskedgrad.masking.variables import read_sparsely
@@ -11,7 +12,7 @@ from maskedgrad.masking.variables import read_sparsely
 CHUNK_BYTES = 1 << 24
 
 
-def pretrained_embedding(matrix: np.ndarray, **options: Any) -> keras.layers.Embedding:
+def pretrained_embedding(matrix: npt.NDArray[Any], **options: Any) -> keras.layers.Embedding:
     """A stock `keras.layers.Embedding` that starts from a pretrained matrix.
 
     Equivalent to `keras.layers.Embedding(*matrix.shape, weights=[matrix],

@@ -1,4 +1,4 @@
-"""A lazy step works on the rows that a batch touches, and is the inner optimizer's step on these."""
+"""A lazy step is the inner optimizer's step on the rows that a batch touches."""
 
 import keras
 import numpy as np
@@ -54,7 +54,8 @@ class AloneOnTouchedRows:
         _, first = np.unique(ids, return_index=True)
         touched = ids[np.sort(first)]
         if not len(touched):  # a step counts; Keras makes none on tensors without rows
-            return self.step_on_a_row_that_is_not_there()
+            self.step_on_a_row_that_is_not_there()
+            return
         optimizer, table = self.make(), table_of(self.values[touched])
         optimizer.build([table])
         of_rows = [tuple(v.shape) == (len(touched), WIDTH) for v in optimizer.variables]

@@ -1,0 +1,62 @@
+"""What stands around the code: workflows, hooks and forms say what is done here."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.matrix import CELLS
+
+ROOT = Path(__file__).parents[1]
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+YAML = sorted(
+    path
+    for path in (*ROOT.glob(".github/**/*"), ROOT / ".pre-commit-config.yaml")
+    if path.suffix in {".yml", ".yaml", ".cff"}
+)
+
+
+def read(path):
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def commands(job):
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_what_is_yaml_can_be_read(path):
+    assert read(path)
+
+
+def test_a_push_runs_what_is_run_here():
+    assert commands(read(".github/workflows/ci.yml")["jobs"]["ci"]) == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_a_push_runs_each_cell_of_the_versions_with_its_python():
+    job = read(".github/workflows/ci.yml")["jobs"]["versions"]
+    cells = {each["cell"]: each["python"] for each in job["strategy"]["matrix"]["include"]}
+    assert cells == {name: cell.python for name, cell in CELLS.items()}
+    (command,) = commands(job)
+    assert command.startswith("python -m tests.matrix --cell ${{ matrix.cell }}")
+
+
+def test_the_night_is_thorough():
+    *_, command = commands(read(".github/workflows/nightly.yml")["jobs"]["thorough"])
+    assert command.startswith("python -m tests.thorough --seed")
+
+
+def test_a_commit_is_checked_as_a_push_is():
+    (repo,) = read(".pre-commit-config.yaml")["repos"]
+    checks = {re.sub(r" --\S+", "", hook["entry"]) for hook in repo["hooks"]}
+    in_ci = {line for line in CI.splitlines() if re.match(r"(ruff|mypy)\b", line)}
+    assert checks == {re.sub(r" (\.|--\S+)", "", line) for line in in_ci}
+
+
+def test_what_programs_and_modules_workflows_name_is_there():
+    for path in ROOT.glob(".github/workflows/*.yml"):
+        for module in re.findall(r"python -m (tests\.\w+)", path.read_text(encoding="utf-8")):
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists()
