@@ -63,8 +63,6 @@ NAMES = [
     Name("_self_", "masking/variables.py", "what TensorFlow notes on a variable, not its user"),
     Name("_trainable_variables", "masking/inner.py", "which variable an average is of"),
     Name("_unique_id", "masking/variables.py", "by what an optimizer knows its variables"),
-    Name("_word2vec_read_binary", "vectors/sources.py", "the public loader keeps every word"),
-    Name("_word2vec_read_text", "vectors/sources.py", "the public loader keeps every word"),
     # Without an underscore, and without a word in the documentation:
     Name(
         "handle", "masking/variables.py", "a replica's own part of a table, which is read by rows"
@@ -253,22 +251,6 @@ def test_only_averages_that_an_optimizer_keeps_are_found():
     kept = [each is not None for each in of(optimizer, "_model_variables_moving_average")]
     found = {id(each) for each, _ in inner.moving_averages(optimizer)}
     assert [id(scale) in found, id(table) in found] == kept
-
-
-@guards("_word2vec_read_text", "_word2vec_read_binary")
-@pytest.mark.parametrize("form", ["text", "binary"])
-def test_gensim_reads_each_vector_into_what_it_is_given(form, tmp_path):
-    of(pytest.importorskip("gensim.models.keyedvectors"), f"_word2vec_read_{form}")
-    vectors = {"cat": np.array([1, 2], "float32"), "dog": np.array([3, 4], "float32")}
-    path = tmp_path / ("vectors.bin" if form == "binary" else "vectors.txt")
-    with path.open("wb") as file:
-        file.write(b"2 2\n")
-        for word, vector in vectors.items():
-            numbers = vector.tobytes() if form == "binary" else b"%d %d\n" % (*vector,)
-            file.write(word.encode() + b" " + numbers)
-    matrix, report = maskedgrad.load_vectors(path, ["", "dog", "cat"])
-    assert report.missing == ()
-    assert matrix[1:].tolist() == [[3, 4], [1, 2]]
 
 
 @guards("handle")
