@@ -1,6 +1,7 @@
 """For every word of a vocabulary its row is the source's vector, bit for bit, or it is missing."""
 
 import gzip
+import inspect
 import logging
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
-from gensim.models import KeyedVectors
+from gensim.models import FastText, KeyedVectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -338,6 +339,93 @@ def test_initializers_have_the_moments_that_they_name(seed):
         assert (abs(sample.mean(0) - center) < 0.08 * scale * rows.std(0)).all()
         np.testing.assert_allclose(sample.std(0), scale * rows.std(0), rtol=0.06)
     assert (table("normal") == drawn).all()
+
+
+INITIALIZERS = sorted(
+    name
+    for name, found in vars(keras.initializers).items()
+    if inspect.isclass(found) and found is not keras.initializers.Initializer
+)
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_every_initializer_of_keras_makes_the_missing_rows(name):
+    """Given as itself, by its class or by its name; one that makes no matrix is refused."""
+    vocabulary = ["", *VECTORS, "<a>", "<b>"]
+    initializer_class = getattr(keras.initializers, name)
+    instance = initializer_class()
+    try:
+        expected = keras.ops.convert_to_numpy(instance((2, 2), dtype="float32"))
+    except Exception:
+        expected = None
+    for initializer in (instance, initializer_class, name):
+        if expected is None:
+            with pytest.raises(ValueError, match=f"Received: {type(instance).__name__}, which"):
+                load_vectors(VECTORS, vocabulary, initializer, seed=1)
+            continue
+        tables = [load_vectors(VECTORS, vocabulary, initializer, seed=1)[0] for _ in range(2)]
+        assert (bits(tables[0]) == bits(tables[1])).all()
+        if initializer is instance or "seed" not in instance.get_config():
+            assert (bits(tables[0][-2:]) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("initializer", ["zeros", "mean", {"<a>": ["cat"]}, "subwords"])
+def test_noise_is_added_to_centers(initializer):
+    source = VECTORS
+    if initializer == "subwords":
+        sentences = [["cat", "dog"], ["town", "cat"]]
+        source = FastText(sentences, vector_size=2, min_count=1, bucket=9, workers=1).wv
+    vocabulary = ["", "cat", "dog", "town", "<a>"]
+    plain, noisy, again = (
+        load_vectors(source, vocabulary, initializer, noise=noise, seed=1)[0]
+        for noise in (0.0, 0.5, 0.5)
+    )
+    assert (plain[-1] != noisy[-1]).all()
+    assert (bits(plain[:-1]) == bits(noisy[:-1])).all()
+    assert (bits(noisy) == bits(again)).all()
+
+
+@pytest.mark.parametrize(
+    "initializer", ["normal", "glorot_uniform", keras.initializers.Ones(), lambda words, table: 0]
+)
+def test_noise_on_what_has_no_center_is_refused(initializer):
+    with pytest.raises(ValueError, match=r"added to zeros, means and centers.*noise=0\.5"):
+        load_vectors(VECTORS, ["", "cat", "<a>"], initializer, noise=0.5)
+
+
+@given(st.integers(1, 3))
+def test_rows_of_zeros_count_for_no_mean(num_zeros):
+    reserved = {f"<reserved {i}>": [0.0, -0.0] for i in range(num_zeros)}
+    for initializer in ("mean", "normal"):
+        last_rows = [
+            load_vectors({**VECTORS, **more}, ["", *VECTORS, *more, "<a>"], initializer, seed=2)[0][
+                -1
+            ]
+            for more in ({}, reserved)
+        ]
+        assert (bits(last_rows[0]) == bits(last_rows[1])).all()
+    nothing_else, _ = load_vectors(reserved, [*reserved, "<a>"], "mean")
+    assert not nothing_else.any()
+
+
+def test_a_word_may_describe_another_more_than_once():
+    matrix, _ = load_vectors(VECTORS, ["", "cat", "<a>"], {"<a>": ["cat", "cat", "dog"]})
+    np.testing.assert_allclose(matrix[2], (2 * np.array([1, 2]) + np.array([3, 6])) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("word", ["[PAD]", "<pad>", "<|padding|>", "PAD", "__pad__"])
+def test_a_padding_token_in_row_0_is_hinted_at(word, recwarn):
+    with pytest.warns(UserWarning, match=r"Row 0 .* looks like padding.*`padding=") as caught:
+        _, report = load_vectors(VECTORS, [word, "cat"])
+    assert caught[0].filename == __file__
+    assert report.missing == (word,)
+    recwarn.clear()
+    for vocabulary, padding in [
+        ([word, "cat"], word), ([word, "cat"], 0), (["", word, "cat"], None),
+        (["paddle", "cat"], None), ({word: 1, "cat": 2}, None),
+    ]:  # fmt: skip
+        load_vectors(VECTORS, vocabulary, padding=padding)
+    assert not [warning for warning in recwarn if "padding" in str(warning.message)]
 
 
 def test_drawn_rows_are_finite_whatever_the_vectors_are():

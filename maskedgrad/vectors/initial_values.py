@@ -96,19 +96,16 @@ def check_initializer(initializer: Any, noise: Any) -> None:
 
 
 def _of_keras(initializer: Any) -> keras.initializers.Initializer | None:
-    """The initializer of Keras that a name, a class or an instance stands for."""
-    is_class = isinstance(initializer, type) and issubclass(
-        initializer, keras.initializers.Initializer
-    )
+    """The initializer of Keras that an instance, a class or a name stands for."""
     if isinstance(initializer, keras.initializers.Initializer):
         return initializer
-    if not isinstance(initializer, str) and not is_class:
-        return None
-    try:
-        found = keras.initializers.get(initializer)
-    except ValueError:
-        return None
-    return found if isinstance(found, keras.initializers.Initializer) else None
+    found = initializer
+    if isinstance(initializer, str):
+        # `keras.initializers.get` does not make all of them from their name: "constant" it does not.
+        found = getattr(keras.initializers, initializer, None)
+    if isinstance(found, type) and issubclass(found, keras.initializers.Initializer):
+        return found()
+    return None
 
 
 def _made_rows(initializer: Any, words: list[str], table: np.ndarray, seed: Any) -> np.ndarray:
