@@ -1,4 +1,4 @@
-"""Every name of Keras, TensorFlow or gensim that is not public, and that the package relies upon.
+"""Every name of Keras or TensorFlow that is not public, and that the package relies upon.
 
 Such a name may go in any release, or come to mean something else. `NAMES`
 lists each one, with why nothing public serves. For each there is a test that

@@ -101,7 +101,7 @@ def _of_keras(initializer: Any) -> keras.initializers.Initializer | None:
         return initializer
     found = initializer
     if isinstance(initializer, str):
-        # `keras.initializers.get` does not make all of them from their name: "constant" it does not.
+        # `keras.initializers.get` cannot make all of them from their names: "constant" is one.
         found = getattr(keras.initializers, initializer, None)
     if isinstance(found, type) and issubclass(found, keras.initializers.Initializer):
         return found()
