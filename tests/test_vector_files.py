@@ -199,6 +199,26 @@ def test_the_line_that_is_odd_is_named(content, message, tmp_path):
     assert re.search(message, refusal(tmp_path, content))
 
 
+def test_a_line_of_more_numbers_is_of_another_word_if_the_word_has_its_own_line(tmp_path):
+    content = GLOVE + b"dog 0.1 0.2\ndog 0.5 0.5 0.5\nowl 0.5 0.5 0.5\nowl 0.3 0.4\n"
+    matrix, report = load(tmp_path, content, ["", "dog", "owl", "owl 0.5"])
+    assert report.found == ("dog", "owl", "owl 0.5")
+    np.testing.assert_allclose(matrix[1:], [[0.1, 0.2], [0.3, 0.4], [0.5, 0.5]])
+
+
+def test_few_lines_are_held_at_once_to_learn_their_width(tmp_path):
+    long_words = [
+        letter * (LONGEST_RECORD * 3 // 4) for letter in b"a b c d e f g h i j k l".split()
+    ]
+    content = b"".join(word + b" 0.5 0.5\n" for word in long_words) + GLOVE
+    tracemalloc.start()
+    matrix, _ = load(tmp_path, content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert matrix.tolist() == ROWS
+    assert peak < 7 * LONGEST_RECORD
+
+
 def test_a_byte_order_mark_may_be_of_the_first_word(tmp_path):
     content = b"\xef\xbb\xbf" + GLOVE
     assert load(tmp_path, content)[0].tolist() == ROWS
@@ -412,7 +432,7 @@ SETTINGS = struct.Struct("<ii12id")
 
 def fasttext_file(
     entries, matrix, *, version=12, kind=1, bucket=0, longest=0, num_labels=0, num_pruned=-1,
-    is_compressed=False, num_words=None, width=None,
+    is_compressed=False, num_words=None, width=None, is_output_compressed=False,
 ) -> bytes:  # fmt: skip
     """A model as fastText writes it, with what it says of itself as given."""
     num_words = len(entries) - num_labels if num_words is None else num_words
@@ -420,7 +440,7 @@ def fasttext_file(
     sizes = struct.pack("<3i2q", len(entries), num_words, num_labels, 9, num_pruned)
     dictionary = b"".join(entry + b"\0" + struct.pack("<qb", 1, 0) for entry in entries)
     table = struct.pack("<?2q", is_compressed, *matrix.shape) + matrix.astype("<f4").tobytes()
-    output = struct.pack("<?2q", False, 1, 2) + bytes(8)
+    output = struct.pack("<?2q", is_output_compressed, 1, 2) + bytes(8)
     magic = struct.unpack("<i", fasttext.MAGIC)[0]
     return SETTINGS.pack(magic, version, *settings) + sizes + dictionary + table + output
 
@@ -433,6 +453,7 @@ def test_labels_and_words_that_are_not_text_are_no_words(tmp_path):
         version=11,
         longest=3,
         num_labels=2,
+        is_output_compressed=True,
     )
     matrix, report = load(tmp_path, content, ["", "the", "cat", "dog"], "model.bin")
     assert matrix.tolist() == [[0, 0], [0, 1], [4, 5], [0, 0]]

@@ -142,7 +142,7 @@ def _means(file: Any, model: _Model, parts: list[list[int]], most_bytes: float) 
         raise _cut_off()
     sums = np.zeros((len(parts), width))
     row, vector = -1, np.zeros(width, np.float32)
-    # Rows in their order: in a packed file there is no way back.
+    # Rows in their order: a packed file goes back only by beginning anew.
     for needed, index in sorted((row, index) for index, rows in enumerate(parts) for row in rows):
         if needed != row:
             row = needed
