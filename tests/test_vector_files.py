@@ -320,6 +320,9 @@ def test_a_member_of_a_zip_archive_is_named_by_a_path(tmp_path):
     for member, expected in [("50d.txt", [9, 9]), ("folder/100d.bin", [0.5, 1.5])]:
         matrix, _ = load_vectors(str(tmp_path / "glove.zip" / member), ["", "the"])
         assert matrix[1].tolist() == expected
+    only_one = zipped(GLOVE, b"", b"", names=("50d.txt", "__MACOSX/._50d.txt", "folder/"))
+    (tmp_path / "one.zip").write_bytes(only_one)
+    assert load_vectors(tmp_path / "one.zip", ["", "the", "cat"])[0].tolist() == ROWS
     with pytest.raises(ValueError, match=r"no member '200d.txt'\. It holds '50d.txt', 'folder"):
         load_vectors(tmp_path / "glove.zip" / "200d.txt", ["the"])
     (tmp_path / "glove.zip").write_bytes(GLOVE)
@@ -432,7 +435,7 @@ SETTINGS = struct.Struct("<ii12id")
 
 def fasttext_file(
     entries, matrix, *, version=12, kind=1, bucket=0, longest=0, num_labels=0, num_pruned=-1,
-    is_compressed=False, num_words=None, width=None, is_output_compressed=False,
+    is_compressed=False, num_words=None, width=None, is_output_compressed=False, output=(1, 2),
 ) -> bytes:  # fmt: skip
     """A model as fastText writes it, with what it says of itself as given."""
     num_words = len(entries) - num_labels if num_words is None else num_words
@@ -440,9 +443,9 @@ def fasttext_file(
     sizes = struct.pack("<3i2q", len(entries), num_words, num_labels, 9, num_pruned)
     dictionary = b"".join(entry + b"\0" + struct.pack("<qb", 1, 0) for entry in entries)
     table = struct.pack("<?2q", is_compressed, *matrix.shape) + matrix.astype("<f4").tobytes()
-    output = struct.pack("<?2q", is_output_compressed, 1, 2) + bytes(8)
+    last_table = struct.pack("<?2q", is_output_compressed, *output) + bytes(8)
     magic = struct.unpack("<i", fasttext.MAGIC)[0]
-    return SETTINGS.pack(magic, version, *settings) + sizes + dictionary + table + output
+    return SETTINGS.pack(magic, version, *settings) + sizes + dictionary + table + last_table
 
 
 def test_labels_and_words_that_are_not_text_are_no_words(tmp_path):
@@ -483,11 +486,22 @@ def test_old_classifiers_have_no_parts_and_the_end_of_a_sentence_never(version, 
         ({"width": 3}, "the width 3, and holds 2 rows of width 2"),
         ({"num_pruned": 1}, "compressed.*`.ftz`"),
         ({"is_compressed": True}, "compressed.*`.ftz`"),
+        ({"output": (1, 3)}, "cut off"),
+        ({"output": (-1, 2)}, "cut off"),
+        ({"output": (2**62, 2**62)}, "cut off"),
     ],
 )
 def test_a_fasttext_model_that_contradicts_itself_is_refused(changes, message, tmp_path):
     content = fasttext_file([b"the", b"cat"], np.ones((2, 2)), **changes)
     assert re.search(message, refusal(tmp_path, content))
+
+
+def test_a_packed_fasttext_model_may_claim_to_be_of_any_size(tmp_path):
+    content = fasttext_file([b"the", b"cat"], np.ones((2, 2)), output=(2**62, 2**62))
+    assert "cut off" in refusal(tmp_path, bz2.compress(content))
+    content = fasttext_file([b"the", b"cat"], np.ones((2, 2)))
+    matrix, _ = load(tmp_path, bz2.compress(content))
+    assert matrix[1:].tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_fasttext_model_that_claims_to_be_large_is_refused(tmp_path):

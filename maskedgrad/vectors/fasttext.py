@@ -10,6 +10,7 @@ from maskedgrad.vectors.found import CHUNK, LONGEST_RECORD, Slots, SourceVectors
 
 MAGIC = b"\xba\x16\x4f\x2f"
 SUPERVISED = 3
+LARGEST_FILE = 1 << 62  # of which a place can be sought
 END_OF_SENTENCE = "</s>"
 # https://github.com/facebookresearch/fastText/blob/main/src/args.cc, `Args::save`
 _SETTINGS = struct.Struct("<ii12id")
@@ -149,18 +150,23 @@ def _means(file: Any, model: _Model, parts: list[list[int]], most_bytes: float) 
             file.seek(begin + row * num_bytes)
             vector = np.frombuffer(_read_bytes(file, num_bytes), "<f4")
         sums[index] += vector
-    _check_end(file, begin + num_rows * num_bytes)
+    _check_end(file, begin + num_rows * num_bytes, most_bytes)
     counts = np.array([max(1, len(rows)) for rows in parts])
     with np.errstate(over="ignore"):
         return (sums / counts[:, np.newaxis]).astype(np.float32)
 
 
-def _check_end(file: Any, end_of_input: int) -> None:
+def _check_end(file: Any, end_of_input: int, most_bytes: float) -> None:
     """Raises if the file is cut off in the second matrix, which holds nothing of words."""
     file.seek(end_of_input)
     is_compressed, num_rows, width = _read(file, _MATRIX)
-    if not is_compressed and num_rows * width > 0:
-        file.seek(file.tell() + 4 * num_rows * width - 1)
+    if is_compressed:
+        return
+    num_bytes = 4 * num_rows * width
+    if min(num_rows, width) < 0 or num_bytes > min(most_bytes, LARGEST_FILE):
+        raise _cut_off()
+    if num_bytes:
+        file.seek(file.tell() + num_bytes - 1)
         _read_bytes(file, 1)
 
 
