@@ -206,6 +206,13 @@ def test_a_line_of_more_numbers_is_of_another_word_if_the_word_has_its_own_line(
     np.testing.assert_allclose(matrix[1:], [[0.1, 0.2], [0.3, 0.4], [0.5, 0.5]])
 
 
+def test_a_word_that_ends_in_a_whole_number_is_not_the_word_before_it(tmp_path):
+    content = GLOVE + b"Formula 1 0.5 0.5\n1 000 0.5 0.5\n"
+    _, report = load(tmp_path, content, ["", "the", "Formula", "1", "1 000"])
+    assert report.found == ("the", "1 000")
+    assert report.missing == ("Formula", "1")
+
+
 def test_few_lines_are_held_at_once_to_learn_their_width(tmp_path):
     long_words = [
         letter * (LONGEST_RECORD * 3 // 4) for letter in b"a b c d e f g h i j k l".split()

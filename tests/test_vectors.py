@@ -334,6 +334,7 @@ def test_initializers_have_the_moments_that_they_name(seed):
     for sample, center, scale in [
         (drawn, rows.mean(0), 1.0),
         (noisy, rows.mean(0), 0.5),
+        (table("zeros", noise=0.5), np.zeros(2), 0.5),
         (described, rows[:2].mean(0), 0.25),
     ]:
         assert (abs(sample.mean(0) - center) < 0.08 * scale * rows.std(0)).all()
