@@ -367,7 +367,7 @@ def test_a_table_that_is_more_than_its_rows_is_refused(change):
         ({"words": "<city>"}, TypeError, "in a list"),
         ({"words": []}, ValueError, "at least one"),
         ({"words": ["a", "a"]}, ValueError, "twice"),
-        ({"initializer": "ones"}, ValueError, "ones"),
+        ({"initializer": "often"}, ValueError, "often"),
         ({"initializer": {"<town>": [1]}}, ValueError, "<town>"),
         ({"initializer": {"<city>": []}}, ValueError, "at least one row"),
         ({"initializer": {"<city>": [V]}}, ValueError, f"below {V}"),

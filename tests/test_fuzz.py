@@ -11,7 +11,6 @@ import functools
 import gzip
 import io
 import json
-import logging
 import re
 import struct
 import sys
@@ -28,7 +27,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-pytest.importorskip("gensim")
 pytest.importorskip("safetensors")
 from safetensors.numpy import save
 
@@ -405,6 +403,15 @@ def test_a_matrix(folder, content):
         assert table.read(0, 2).shape == (min(2, table.shape[0]), *table.shape[1:])
 
 
+def fasttext_model(rows: dict[str, np.ndarray]) -> bytes:
+    """A model of words and vectors without parts, as fastText writes it."""
+    settings = struct.pack("<14id", 793712314, 12, 3, 5, 5, 1, 5, 1, 1, 1, 0, 0, 0, 100, 1e-4)
+    sizes = struct.pack("<3i2q", len(rows), len(rows), 0, 9, -1)
+    words = b"".join(word.encode() + b"\0" + struct.pack("<qb", 1, 0) for word in rows)
+    matrix = struct.pack("<?2q", False, len(rows), 3) + b"".join(map(bytes, rows.values()))
+    return settings + sizes + words + matrix + struct.pack("<?2q", False, 1, 3) + bytes(12)
+
+
 def vector_files() -> dict[str, bytes]:
     """Vectors of the words in every format that is read, by the name of the file."""
     rows = dict(zip(WORDS[1:], MATRIX, strict=False))
@@ -422,6 +429,7 @@ def vector_files() -> dict[str, bytes]:
         "word2vec.bin": binary,
         "glove.txt.gz": gzip.compress(text, mtime=0),
         "word2vec.bin.gz": gzip.compress(binary, mtime=0),
+        "fasttext.bin": fasttext_model(rows),
     }
 
 
@@ -432,7 +440,6 @@ VECTOR_FILES = vector_files()
 @times(25)
 @given(data=st.data())
 def test_vectors(name, folder, data):
-    logging.getLogger("gensim").setLevel("CRITICAL")
     whole, path = VECTOR_FILES[name], folder / name
     unzipped = gzip.decompress(whole) if path.suffix == ".gz" else whole
     content = data.draw(

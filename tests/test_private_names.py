@@ -1,4 +1,4 @@
-"""Every name of Keras, TensorFlow or gensim that is not public, and that the package relies upon.
+"""Every name of Keras or TensorFlow that is not public, and that the package relies upon.
 
 Such a name may go in any release, or come to mean something else. `NAMES`
 lists each one, with why nothing public serves. For each there is a test that
@@ -68,8 +68,6 @@ NAMES = [
     Name(
         "_value", "masking/variables.py", "a Keras variable that is to hold another of TensorFlow"
     ),
-    Name("_word2vec_read_binary", "vectors/sources.py", "the public loader keeps every word"),
-    Name("_word2vec_read_text", "vectors/sources.py", "the public loader keeps every word"),
     # Without an underscore, and without a word in the documentation:
     Name(
         "handle", "masking/variables.py", "a replica's own part of a table, which is read by rows"
@@ -268,22 +266,6 @@ def test_only_averages_that_an_optimizer_keeps_are_found():
     kept = [each is not None for each in of(optimizer, "_model_variables_moving_average")]
     found = {id(each) for each, _ in inner.moving_averages(optimizer)}
     assert [id(scale) in found, id(table) in found] == kept
-
-
-@guards("_word2vec_read_text", "_word2vec_read_binary")
-@pytest.mark.parametrize("form", ["text", "binary"])
-def test_gensim_reads_each_vector_into_what_it_is_given(form, tmp_path):
-    of(pytest.importorskip("gensim.models.keyedvectors"), f"_word2vec_read_{form}")
-    vectors = {"cat": np.array([1, 2], "float32"), "dog": np.array([3, 4], "float32")}
-    path = tmp_path / ("vectors.bin" if form == "binary" else "vectors.txt")
-    with path.open("wb") as file:
-        file.write(b"2 2\n")
-        for word, vector in vectors.items():
-            numbers = vector.tobytes() if form == "binary" else b"%d %d\n" % (*vector,)
-            file.write(word.encode() + b" " + numbers)
-    matrix, report = maskedgrad.load_vectors(path, ["", "dog", "cat"])
-    assert report.missing == ()
-    assert matrix[1:].tolist() == [[3, 4], [1, 2]]
 
 
 @guards("handle")

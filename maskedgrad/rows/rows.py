@@ -228,9 +228,7 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
     if array.dtype.kind not in "iu":
         raise TypeError(
             "Row ids must be integers, and a mask must be boolean. "
-            f"Received dtype {array.dtype}: {shorten(rows)}. "
-            "Words become ids by their place in the vocabulary; "
-            "ids that were read as floats, by `ids.astype(int)`."
+            f"Received dtype {array.dtype}: {shorten(rows)}. {_advice_for_floats(array)}"
         )
     if array.min() < 0:
         raise _negative(array[array < 0])
@@ -244,9 +242,29 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
         raise ValueError(
             "Row ids must not be repeated. "
             f"Received more than once: {shorten(ids[counts > 1])}. "
-            "Use `numpy.unique(ids)` if that is intended."
+            + (_MASK_ADVICE if _is_mask(array) else "Use `numpy.unique(ids)` if that is intended.")
         )
     return ids
+
+
+_MASK_ADVICE = (
+    "They are zeros and ones: if they are a mask, a number for each row of the table, make it "
+    "boolean by `numpy.asarray(mask).astype(bool)`."
+)
+
+
+def _is_mask(array: np.ndarray) -> bool:
+    """Whether numbers are a mask that lost its dtype: ids would not be so few and so often."""
+    return bool(np.isin(array, (0, 1)).all())
+
+
+def _advice_for_floats(array: np.ndarray) -> str:
+    if array.dtype.kind == "f" and _is_mask(array):
+        return _MASK_ADVICE
+    return (
+        "Words become ids by their place in the vocabulary; "
+        "ids that were read as floats, by `ids.astype(int)`."
+    )
 
 
 def encode_rows(rows: Any) -> dict[str, Any]:

@@ -6,9 +6,16 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
-Initializer: TypeAlias = "str | Mapping[str, np.ndarray] | Callable[..., Any]"
+Initializer: TypeAlias = (
+    "str | Mapping[str, np.ndarray] | keras.initializers.Initializer | Callable[..., Any]"
+)
 
 CHUNK = 4096
+OF_MOMENTS = "zeros", "mean", "normal"
+EXPECTED = (
+    "`initializer` must be 'zeros', 'mean' or 'normal', a mapping from new words to what describes "
+    "them, one of `keras.initializers`, or a function of the words and the table"
+)
 
 
 def first_values(
@@ -26,13 +33,17 @@ def first_values(
         initializer: `"zeros"`; `"mean"`, the mean of the known rows;
             `"normal"`, drawn with the mean and the variance of each of their
             columns; a mapping from word to a center of shape `(D,)`, where
-            the words that it lacks are drawn as by `"normal"`; or a function
+            the words that it lacks are drawn as by `"normal"`; an initializer
+            of Keras or its name, called for the shape `(K, D)`; or a function
             of `words` and `table` that returns an array of shape `(K, D)`.
         words: the new words, K of them.
         table: float32 of shape `(V, D)`.
         known_ids: int64, the ids of the rows of `table` that hold vectors.
-        noise: float, the deviation of normal noise around means and centers,
-            in units of the deviation of each column of the known rows.
+            Those that are zero, as padding and reserved rows are, count for
+            no mean and no deviation.
+        noise: float, the deviation of normal noise around zeros, means and
+            centers, in units of the deviation of each column of the known
+            rows.
         seed: as for `keras.random.normal`.
 
     Returns:
@@ -50,13 +61,14 @@ def first_values(
     """
     check_initializer(initializer, noise)
     shape = len(words), table.shape[1]
-    if initializer == "zeros" or not words:
+    if not words or (isinstance(initializer, str) and initializer == "zeros" and not noise):
         return np.zeros(shape, dtype=np.float32)
-    if callable(initializer):
-        return _checked_rows(initializer(list(words), table), shape)
-    mean, deviation = column_moments(table, known_ids)
+    if not isinstance(initializer, Mapping) and initializer not in OF_MOMENTS:
+        return _made_rows(initializer, list(words), table, seed)
+    mean, deviation = column_moments(table, _ids_with_vector(table, known_ids))
     centers = initializer if isinstance(initializer, Mapping) else {}
-    center = np.stack([centers.get(word, mean) for word in words])
+    default = np.zeros_like(mean) if initializer == "zeros" else mean
+    center = np.stack([centers.get(word, default) for word in words])
     drawn = initializer == "normal" or isinstance(initializer, Mapping)
     scale = np.array([noise if word in centers or not drawn else 1.0 for word in words])
     if scale.any():
@@ -69,19 +81,56 @@ def first_values(
 def check_initializer(initializer: Any, noise: Any) -> None:
     """Raises if `initializer` or `noise` is not what `first_values` takes."""
     if isinstance(initializer, str):
-        if initializer not in ("zeros", "mean", "normal"):
-            raise ValueError(
-                "`initializer` must be 'zeros', 'mean' or 'normal', a mapping from new words to "
-                f"what describes them, or a function. Received: initializer={initializer!r}"
-            )
+        if initializer not in OF_MOMENTS and _of_keras(initializer) is None:
+            raise ValueError(f"{EXPECTED}. Received: initializer={initializer!r}")
     elif not isinstance(initializer, Mapping) and not callable(initializer):
-        raise TypeError(
-            "`initializer` must be 'zeros', 'mean' or 'normal', a mapping from new words to what "
-            "describes them, or a function of the words and the table. "
-            f"Received: {type(initializer).__name__}"
-        )
+        raise TypeError(f"{EXPECTED}. Received: {type(initializer).__name__}")
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < np.inf:
         raise ValueError(f"`noise` must be a number that is not negative. Received: noise={noise}")
+    if noise and not isinstance(initializer, Mapping) and initializer not in ("zeros", "mean"):
+        raise ValueError(
+            "`noise` is added to zeros, means and centers, and not to what is drawn or made "
+            f"otherwise. Received: noise={noise}, initializer={initializer!r}. "
+            "Use 'mean' or 'zeros', or no noise."
+        )
+
+
+def _of_keras(initializer: Any) -> keras.initializers.Initializer | None:
+    """The initializer of Keras that an instance, a class or a name stands for."""
+    if isinstance(initializer, keras.initializers.Initializer):
+        return initializer
+    found = initializer
+    if isinstance(initializer, str):
+        # `keras.initializers.get` cannot make all of them from their names: "constant" is one.
+        found = getattr(keras.initializers, initializer, None)
+    if isinstance(found, type) and issubclass(found, keras.initializers.Initializer):
+        return found()
+    return None
+
+
+def _made_rows(initializer: Any, words: list[str], table: np.ndarray, seed: Any) -> np.ndarray:
+    shape = len(words), table.shape[1]
+    of_keras = _of_keras(initializer)
+    if of_keras is None:
+        return _checked_rows(initializer(words, table), shape)
+    config = of_keras.get_config()
+    if of_keras is not initializer and seed is not None and "seed" in config:
+        of_keras = of_keras.from_config({**config, "seed": seed})
+    try:
+        rows = keras.ops.convert_to_numpy(of_keras(shape, dtype="float32"))
+    except Exception as error:  # of whatever an initializer is made of
+        raise ValueError(
+            f"`initializer` must make numbers of shape {shape}, a row for each of the words. "
+            f"Received: {type(of_keras).__name__}, which raises: {error}"
+        ) from error
+    return _checked_rows(rows, shape)
+
+
+def _ids_with_vector(table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The ids whose row is not zero, or all of them if there is no other row."""
+    is_zero = [~rows.any(axis=1) for rows in _pieces(table, ids)]
+    with_vector = ids[~np.concatenate(is_zero)] if is_zero else ids
+    return with_vector if len(with_vector) else ids
 
 
 def column_moments(table: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

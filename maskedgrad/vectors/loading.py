@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from maskedgrad.rows.vocabulary import check_words, ids_by_word, sample
+from maskedgrad.vectors.found import SourceVectors
 from maskedgrad.vectors.initial_values import CHUNK, check_initializer, first_values
-from maskedgrad.vectors.sources import SourceVectors, read_source
+from maskedgrad.vectors.sources import read_source
+
+SUBWORDS = "subwords"
+is_padding_token = re.compile(r"[\[<({|_]*pad(ding)?[\]>)}|_]*", re.IGNORECASE).fullmatch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,31 +94,38 @@ def load_vectors(
 ) -> tuple[npt.NDArray[np.float32], VectorReport]:
     """Pretrained vectors as the table of a vocabulary, and which words have none.
 
-    Files are read by gensim. The row of a word that is found is the source's
-    vector, bit for bit as gensim reads it in float32. Of a file only the
-    wanted rows are kept in memory, and of text only they are parsed.
+    The row of a word that is found is the source's vector, bit for bit as
+    gensim reads it in float32. Of a file only the wanted rows are kept in
+    memory, and of text only they are parsed.
 
     Args:
         source: the path of a file of GloVe text, word2vec text, fastText
-            `.vec`, or word2vec binary (named `.bin`), plain or gzipped (named
-            `.gz`); a gensim `KeyedVectors`; or a mapping from word to vector.
+            `.vec`, word2vec binary or a fastText `.bin`, plain or packed by
+            gzip, bz2, xz or zip (`archive.zip/member.txt` if it has several
+            members), which is told by its content; a gensim `KeyedVectors`;
+            or a mapping from word to vector.
         vocabulary: as for `row_ids`. V is one more than its largest id.
         initializer: first values of the missing rows: `"zeros"`; `"mean"`, the
             mean of the vectors found; `"normal"`, drawn with the mean and the
             variance of each of their columns; a mapping from a missing word
             to words that describe it, `{"<city>": ["town", "place"]}`, whose
             mean it starts from, while missing words that it lacks are drawn
-            as by `"normal"`; or a function of the missing words (a list, `""`
-            for an id without a word) and the table so far that returns an
-            array of shape `(K, D)`.
-        noise: float, the deviation of noise on means, in units of the
-            deviation of each column.
+            as by `"normal"`; `"subwords"`, what a fastText source makes of
+            the parts of a missing word, while a word without parts is drawn
+            as by `"normal"`; a `keras.initializers.Initializer` or the name
+            of one, called for the shape `(K, D)` of the missing rows; or a
+            function of the missing words (a list, `""` for an id without a
+            word) and the table so far that returns an array of shape
+            `(K, D)`. Rows of zeros count for no mean.
+        noise: float, the deviation of noise on zeros, means and vectors made
+            of subwords, in units of the deviation of each column.
         fallbacks: functions from a word to another spelling, such as
             `str.lower` and `str.strip`, tried in order for a word that the
             source does not hold.
         counts: a mapping from word to how often it occurs.
         padding: the word or the id whose row stays zero. Without it, that of
-            the word `""`, else row 0 if no word has it, else none.
+            the word `""`, else row 0 if no word has it, else none. A warning
+            hints at it if row 0 is of a word such as `[PAD]`.
         seed: int, makes drawn rows the same each time.
 
     Returns:
@@ -120,12 +133,11 @@ def load_vectors(
         `missing_ids` go straight into `trainable_rows`.
 
     Raises:
-        ImportError: the source is a file, and the extra `vectors` is not
-            installed.
+        OSError: there is no such file.
         TypeError: an argument is of another type.
-        ValueError: the file is cut off, its header does not fit it, or the
-            vector of a wanted word has another width; no word of the
-            vocabulary has a vector; or an argument is not valid.
+        ValueError: the file is of another kind, is cut off, has a header that
+            does not fit it, or a line that is not a word and its numbers; no
+            word of the vocabulary has a vector; or an argument is not valid.
 
     Example:
 
@@ -137,7 +149,8 @@ def load_vectors(
     >>> report.missing, report.missing_ids.tolist(), report.found_as
     (('<city>',), [3], {'Dog': 'dog'})
     """
-    check_initializer(initializer, noise)
+    wants_subwords = isinstance(initializer, str) and initializer == SUBWORDS
+    check_initializer({} if wants_subwords else initializer, noise)
     words = ids_by_word(vocabulary)
     num_rows = max(words.values(), default=-1) + 1
     padding_id = _padding_id(padding, words, num_rows)
@@ -150,7 +163,8 @@ def load_vectors(
     descriptions = _descriptions(initializer, words)
     spellings_of = {word: [fallback(word) for fallback in fallbacks] for word in words if fallbacks}
     slot_of = _slots(words, num_rows, [*spellings_of.values(), *descriptions.values()])
-    read = read_source(source, slot_of, num_rows + len(slot_of) - len(words))
+    num_slots = num_rows + len(slot_of) - len(words)
+    read = read_source(source, slot_of, num_slots, list(words) if wants_subwords else None)
     not_finite = _drop_not_finite(read, slot_of)
 
     matrix = read.vectors[:num_rows]
@@ -164,7 +178,9 @@ def load_vectors(
     missing_ids = _missing_ids(has_vector, padding_id)
     word_of = {row: word for word, row in words.items() if not has_vector[row]}
     missing = [word_of.get(row, "") for row in missing_ids.tolist()]
-    if isinstance(initializer, Mapping):
+    if wants_subwords:
+        initializer = read.from_subwords
+    elif isinstance(initializer, Mapping):
         initializer = {
             word: _center(word, descriptions[word], slot_of, read)
             for word in missing
@@ -189,7 +205,9 @@ def load_vectors(
 
 def _padding_id(padding: str | int | None, id_of: Mapping[str, int], num_rows: int) -> int | None:
     if padding is None:
-        return id_of.get("", None if 0 in id_of.values() else 0)
+        found = id_of.get("", None if 0 in id_of.values() else 0)
+        _hint_at_padding(id_of, found)
+        return found
     if isinstance(padding, str) and padding in id_of:
         return id_of[padding]
     if isinstance(padding, int) and not isinstance(padding, bool) and 0 <= padding < num_rows:
@@ -198,6 +216,19 @@ def _padding_id(padding: str | int | None, id_of: Mapping[str, int], num_rows: i
         f"`padding` must be a word of the vocabulary or an id below {num_rows}. "
         f"Received: padding={padding!r}"
     )
+
+
+def _hint_at_padding(id_of: Mapping[str, int], padding_id: int | None) -> None:
+    if padding_id == 0:
+        return
+    first = next((word for word, row in id_of.items() if row == 0), "")
+    if is_padding_token(first):
+        warnings.warn(
+            f"Row 0 is of {first!r}, which looks like padding, and it is read as any other word: "
+            f"it does not stay zero, and trains if it has no vector. `padding={first!r}` makes it "
+            "the padding row.",
+            stacklevel=4,
+        )
 
 
 def _descriptions(initializer: Any, words: Mapping[str, int]) -> dict[str, Sequence[str]]:

@@ -1,335 +1,206 @@
-"""Reading pretrained vectors: of files by gensim, and of mappings, wanted words only."""
+"""Reading pretrained vectors, of files and of mappings, wanted words only."""
 
-import contextlib
-import functools
-import gzip
-import importlib
-import io
-import itertools
+import lzma
 import os
-import types
+import re
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-LARGE_FILE = 50_000_000
-BINARY_CHUNK = 100 * 1024
-LARGEST_RATIO = 1032  # of the bytes that deflate makes of one
-END_WORD = "\0end\0"
+from maskedgrad.vectors import binary, fasttext, text
+from maskedgrad.vectors.found import (
+    CHUNK,
+    LONGEST_RECORD,
+    Slots,
+    SourceVectors,
+    few,
+    quoted,
+)
+from maskedgrad.vectors.unpacking import Unpacked, unpacked
+
+NO_SUBWORDS = (
+    "`initializer='subwords'` needs a source that makes vectors of parts of words: a fastText "
+    "`.bin`, or gensim's `FastTextKeyedVectors` with buckets. Received: {}. Use another initializer"
+)
+# How a file begins that holds something else, and what to do with it.
+OTHER_FILES = {
+    rb"\x93NUMPY": (
+        "it is a NumPy array, which holds no words. `dict(zip(words, numpy.load(path)))` is a "
+        "source"
+    ),
+    rb"\x80[\x02-\x05]": (
+        "it is a Python pickle, as gensim's `save` writes. What "
+        "`gensim.models.KeyedVectors.load(path)` returns is a source, or, if it holds a model, "
+        "`gensim.models.Word2Vec.load(path).wv`"
+    ),
+    rb"\x89HDF": "it is an HDF5 file, and not one of vectors and words",
+    rb"SQLite format 3": "it is an SQLite database, and not a file of vectors and words",
+    rb"PAR1": "it is a Parquet file. A mapping from word to vector is a source",
+    rb".{7}\0\{\"": (
+        "it is a safetensors file, which holds no words. `dict(zip(words, matrix))` is a source"
+    ),
+    rb"(?i)\s*(<!doctype html|<html[ >][^0-9]|<\?xml )": (
+        "it is a web page, perhaps that of a failed download. Get the file anew"
+    ),
+    rb"version https://git-lfs": "it is a pointer of Git LFS. Get the file itself: `git lfs pull`",
+    rb"\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!\x1a|.{257}ustar": (
+        "it is an archive of a kind that is not read. Unpack it first"
+    ),
+}
 
 
-class SourceVectors(NamedTuple):
-    """The vectors of the wanted words.
-
-    Each wanted word has a slot. `vectors` is float32 of shape `(S, D)`;
-    `filled`, boolean of shape `(S,)`, says which slots the source filled;
-    `repeated` and `num_undecodable` are what was skipped.
-    """
-
-    vectors: np.ndarray
-    filled: np.ndarray
-    repeated: tuple[str, ...] = ()
-    num_undecodable: int = 0
-
-
-def read_source(source: Any, slot_of: Mapping[str, int], num_slots: int) -> SourceVectors:
+def read_source(
+    source: Any,
+    slot_of: Mapping[str, int],
+    num_slots: int,
+    words_from_subwords: Collection[str] | None = None,
+) -> SourceVectors:
     """The vectors of wanted words, from any source that `load_vectors` takes.
 
     Args:
         source: a path, or what answers to `word in source` and `source[word]`.
         slot_of: the wanted words, each with its slot.
         num_slots: int, how many slots there are, S.
+        words_from_subwords: words for which the source makes vectors of their
+            parts if it lacks them; `None` if it is not to.
 
     Raises:
-        TypeError, ValueError, ImportError: as `load_vectors` does.
+        TypeError, ValueError, OSError: as `load_vectors` does.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(Path(source), slot_of, num_slots)
+        return _read_file(Path(source), slot_of, num_slots, words_from_subwords)
+    if hasattr(source, "wv"):
+        raise TypeError(
+            f"`source` must be vectors, and {type(source).__name__} is a model that has them. "
+            "Use its `.wv`."
+        )
     if not (hasattr(source, "__contains__") and hasattr(source, "__getitem__")) or isinstance(
         source, (list, tuple, np.ndarray, bytes)
     ):
         raise TypeError(
             "`source` must be the path of a file, a gensim `KeyedVectors`, or a mapping from word "
             f"to vector. Received: {type(source).__name__}. "
-            "A list of words and a matrix become one by `dict(zip(words, matrix))`."
+            "A list of words and a matrix become one by `dict(zip(words, matrix))`; "
+            "a file that is open is given by its path."
         )
-    return _read_mapping(source, slot_of, num_slots)
+    return _read_mapping(source, slot_of, num_slots, words_from_subwords)
 
 
-class _Slots:
-    """What gensim's readers fill in place of a `KeyedVectors`: only the wanted words stay."""
-
-    next_index = 0
-
-    def __init__(self, slot_of: Mapping[str, int], num_slots: int, width: int):
-        self._slot_of = slot_of
-        self.vectors = np.zeros((num_slots, width), dtype=np.float32)
-        self.filled = np.zeros(num_slots, dtype=bool)
-        self.repeated: list[str] = []
-        self.num_undecodable = 0
-        self.last_word = ""
-
-    def has_index_for(self, word: str) -> bool:
-        # gensim would log and drop a repeated word. It is counted here.
-        return False
-
-    def add_vector(self, word: str, vector: Any) -> int:
-        self.last_word = word
-        slot = None if _is_undecodable(word) else self._slot_of.get(word)
-        if slot is None:
-            self.num_undecodable += _is_undecodable(word)
-        elif self.filled[slot]:
-            self.repeated.append(word)
-        else:
-            width = self.vectors.shape[1]
-            if len(vector) != width:
-                raise ValueError(
-                    f"the vector of {word!r} has the width {len(vector)}, and the others {width}"
-                )
-            self.vectors[slot] = vector
-            self.filled[slot] = True
-        return self.next_index
-
-    def set_vecattr(self, word: str, attribute: str, value: Any) -> None:
-        """Drops the counts that gensim makes up."""
-
-
-class _Scan(NamedTuple):
-    """What a look at each line of a text file, and at none of its numbers, tells.
-
-    `is_wanted` holds a byte for each line: 1 if it is the first line of a
-    wanted word.
-    """
-
-    is_wanted: bytearray
-    num_rows: int
-    ends_in_newline: bool
-    first_words: list[str]
-    repeated: list[str]
-    num_undecodable: int
-
-
-class _EndedFile:
-    """A binary file with one more record at its end, which no file holds.
-
-    gensim arrives at that record intact only if every record before it has
-    the width that the header says.
-    """
-
-    def __init__(self, file: Any, width: int):
-        self._file = file
-        self._end = END_WORD.encode() + b" " + bytes(4 * width)
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        if len(data) < size:
-            data, self._end = data + self._end, b""
-        return data
-
-
-def _read_file(path: Path, slot_of: Mapping[str, int], num_slots: int) -> SourceVectors:
-    is_binary = path.name.removesuffix(".gz").endswith(".bin")
-    read = _read_binary if is_binary else _read_text
+def _read_file(
+    path: Path,
+    slot_of: Mapping[str, int],
+    num_slots: int,
+    words_from_subwords: Collection[str] | None,
+) -> SourceVectors:
     try:
-        return read(path, slot_of, num_slots)
-    except (EOFError, gzip.BadGzipFile, zlib.error, MemoryError, ValueError) as error:
-        raise ValueError(
-            f"The vectors in {str(path)!r} cannot be read: {str(error) or type(error).__name__}. "
-            "Expected a complete file of GloVe text, word2vec text or fastText `.vec`, or, if its "
-            "name ends in `.bin` or `.bin.gz`, of word2vec binary."
-        ) from error
+        with unpacked(path) as content:
+            return _read_content(content, slot_of, num_slots, words_from_subwords)
+    except (ValueError, MemoryError) as error:
+        raise _unreadable(path, str(error) or "it needs more memory than there is") from error
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        if getattr(error, "errno", None) is not None:  # an error of the system, not of the content
+            raise
+        what = str(error) or type(error).__name__
+        raise _unreadable(path, f"{what}. It is cut off or damaged: get it anew") from error
 
 
-def _read_text(path: Path, slot_of: Mapping[str, int], num_slots: int) -> SourceVectors:
-    with _opened(path, "Looking through") as file:
-        first_line = file.readline()
-        header = _header(first_line)
-        first_row = first_line if header is None else file.readline()
-        width = first_row.rstrip().count(b" ")
-        scan = _scan(itertools.chain([first_row], file), slot_of, num_slots)
-    _check_text(scan, header, width)
-    num_wanted = sum(scan.is_wanted)
-    if not num_wanted:
-        raise ValueError(
-            f"it has none of the words that are wanted, such as {_some(slot_of)}; it begins with "
-            f"{scan.first_words}. `fallbacks=[str.lower]` finds words that are lower case there"
+def _unreadable(path: Path, why: str) -> ValueError:
+    return ValueError(f"The vectors in {str(path)!r} cannot be read: {why}.")
+
+
+def _read_content(
+    content: Unpacked,
+    slot_of: Mapping[str, int],
+    num_slots: int,
+    words_from_subwords: Collection[str] | None,
+) -> SourceVectors:
+    """Reads a file as what its first bytes say that it is."""
+    file, most_bytes = content
+    head = file.read(CHUNK)
+    file.seek(0)
+    if head.startswith(fasttext.MAGIC):
+        return fasttext.read_fasttext(
+            file, most_bytes, slot_of, num_slots, words_from_subwords or ()
         )
-    slots = _Slots(slot_of, num_slots, width)
-    with _opened(path, "Reading") as file:
-        if header is not None:
-            file.readline()
-        _fill_from_text(slots, itertools.compress(file, scan.is_wanted), num_wanted)
-    return SourceVectors(slots.vectors, slots.filled, tuple(scan.repeated), scan.num_undecodable)
-
-
-def _scan(lines: Iterable[bytes], slot_of: Mapping[str, int], num_slots: int) -> _Scan:
-    is_wanted, is_seen = bytearray(), bytearray(num_slots)
-    first_words: list[str] = []
-    repeated: list[str] = []
-    num_rows = num_undecodable = 0
-    line = b"\n"
-    for line in lines:
-        is_wanted.append(False)
-        if line.isspace():
-            continue
-        num_rows += 1
-        word = line[: line.find(b" ")].decode("utf-8", "surrogateescape")
-        slot = slot_of.get(word)
-        if num_rows <= 5:
-            first_words.append(word)
-        if _is_undecodable(word):
-            num_undecodable += 1
-        elif slot is not None and is_seen[slot]:
-            repeated.append(word)
-        elif slot is not None:
-            is_wanted[-1] = is_seen[slot] = True
-    return _Scan(is_wanted, num_rows, line.endswith(b"\n"), first_words, repeated, num_undecodable)
-
-
-def _read_binary(path: Path, slot_of: Mapping[str, int], num_slots: int) -> SourceVectors:
-    with _opened(path, "Reading") as file:
-        # A file of another kind may hold no end of line at all.
-        header = _header(file.readline(1000))
-        if header is None:
-            raise ValueError(
-                "word2vec binary begins with a line of two numbers, and this does not. fastText's "
-                "own .bin is read by `gensim.models.fasttext.load_facebook_vectors`, whose result "
-                "is a `source` too"
-            )
-        num_records, width = header
-        _check_size(path, num_records, width)
-        slots = _Slots(slot_of, num_slots, width)
-        _fill_from_binary(slots, _EndedFile(file, width), num_records + 1)
-        if slots.last_word != END_WORD or file.read(1):
-            raise ValueError(
-                f"its header says {num_records} vectors of width {width}, and it holds others"
-            )
-    return SourceVectors(slots.vectors, slots.filled, tuple(slots.repeated), slots.num_undecodable)
-
-
-def _fill_from_text(slots: _Slots, lines: Iterator[bytes], num_lines: int) -> None:
-    file = types.SimpleNamespace(readline=functools.partial(next, lines, b""))
-    width = slots.vectors.shape[1]
-    _gensim()._word2vec_read_text(
-        file, slots, None, num_lines, width, np.float32, "strict", "utf-8"
-    )
-
-
-def _fill_from_binary(slots: _Slots, file: _EndedFile, num_records: int) -> None:
-    width = slots.vectors.shape[1]
-    # Ignoring or replacing bytes would turn one word into another.
-    _gensim()._word2vec_read_binary(
-        file,
-        slots,
-        None,
-        num_records,
-        width,
-        np.float32,
-        "surrogateescape",
-        BINARY_CHUNK,
-        "utf-8",
-    )
-
-
-def _gensim() -> Any:
-    # Of gensim, the readers alone are used: its public loader keeps every
-    # word, and does not notice a file that goes on after its last vector.
-    return _extra("gensim.models.keyedvectors")
-
-
-@contextlib.contextmanager
-def _opened(path: Path, doing: str) -> Iterator[Any]:
-    """The bytes of a file, unzipped, with a progress bar if the file is large."""
-    with _extra("rich.progress").open(
-        path,
-        "rb",
-        description=f"{doing} {path.name}",
-        console=_extra("rich.console").Console(stderr=True),
-        transient=True,
-        disable=path.stat().st_size < LARGE_FILE,
-    ) as shown:
-        # Without a buffer the bar would be moved once for each line.
-        buffered: Any = io.BufferedReader(shown, 1 << 20)
-        yield gzip.GzipFile(fileobj=buffered) if path.suffix == ".gz" else buffered
-
-
-def _extra(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"Files of vectors are read with {module.partition('.')[0]}, which is not installed: "
-            '`pip install "maskedgrad[vectors]"`.'
-        ) from error
-
-
-def _header(line: bytes) -> tuple[int, int] | None:
-    """Number of vectors and width, if that is what the first line of a file says."""
-    parts = line.split()
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        return None
-    return int(parts[0]), int(parts[1])
-
-
-def _check_text(scan: _Scan, header: tuple[int, int] | None, width: int) -> None:
-    if not width:
-        raise ValueError("its first row must be a word and its numbers, separated by single spaces")
-    if not scan.ends_in_newline:
+    if words_from_subwords is not None:
+        raise ValueError(NO_SUBWORDS.format("a file that holds whole words"))
+    _check_kind(head)
+    first_line = file.readline(LONGEST_RECORD)
+    after_first_line = file.read(CHUNK)
+    file.seek(0)
+    header = text.header_of(first_line)
+    if header is not None and not text.looks_like_rows(after_first_line):
+        return binary.read_binary(file, header, most_bytes, slot_of, num_slots)
+    if header is None and b"\0" in head and not text.looks_like_rows(head):
         raise ValueError(
-            "its last line has no end, so it may be cut off in a number; if it is complete, "
-            "end it with a newline"
+            f"it begins with {quoted(head[:40])}. Expected text, or word2vec binary, which begins "
+            "with a line of two numbers, or a fastText `.bin`"
         )
-    if header is not None and header != (scan.num_rows, width):
+    return text.read_text(file, header, slot_of, num_slots)
+
+
+def _check_kind(head: bytes) -> None:
+    if not head:
+        raise ValueError("it is empty. Expected lines of a word and its numbers")
+    units = head[:64]
+    has_mark = units.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if (has_mark and b"\0" in units) or (
+        len(units) >= 8 and not (any(units[::2]) and any(units[1::2]))
+    ):
         raise ValueError(
-            f"its header says {header[0]} vectors of width {header[1]}, and it holds "
-            f"{scan.num_rows} rows, of which the first has the width {width}"
+            "it is of UTF-16 or UTF-32, and UTF-8 is expected. "
+            "Write it anew: `iconv -f UTF-16 -t UTF-8`"
         )
+    for beginning, what in OTHER_FILES.items():
+        if re.match(beginning, head, re.DOTALL):
+            raise ValueError(what)
 
 
-def _check_size(path: Path, num_records: int, width: int) -> None:
-    # What a header says is believed only after this, since its width is allocated.
-    largest = path.stat().st_size * (LARGEST_RATIO if path.suffix == ".gz" else 1)
-    if not 0 < 4 * width * max(num_records, 1) < largest:
-        raise ValueError(
-            f"its header says {num_records} vectors of width {width}, and it is too short for that"
-        )
-
-
-def _read_mapping(source: Any, slot_of: Mapping[str, int], num_slots: int) -> SourceVectors:
-    found = {word: slot for word, slot in slot_of.items() if word in source}
+def _read_mapping(
+    source: Any,
+    slot_of: Mapping[str, int],
+    num_slots: int,
+    words_from_subwords: Collection[str] | None,
+) -> SourceVectors:
+    # gensim's fastText vectors say of every word that they contain it.
+    known = getattr(source, "key_to_index", source)
+    found = {word: slot for word, slot in slot_of.items() if word in known}
     if not found:
         raise ValueError(
-            f"`source` has none of the words that are wanted, such as {_some(slot_of)}. "
+            f"`source` has none of the words that are wanted, such as {few(slot_of)}. "
             "`fallbacks=[str.lower]` finds words that are lower case there."
         )
     width = np.size(source[next(iter(found))])
-    vectors = np.zeros((num_slots, width), dtype=np.float32)
-    filled = np.zeros(num_slots, dtype=bool)
+    slots = Slots(slot_of, num_slots, width)
     for word, slot in found.items():
-        vector = np.asarray(source[word])
-        if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.number) or not vector.size:
-            raise ValueError(
-                f"A vector must be a flat array of numbers. Received for {word!r}: "
-                f"an array of shape {vector.shape} and dtype {vector.dtype}."
-            )
-        if len(vector) != width:
-            raise ValueError(
-                f"The vectors of `source` must be of one width, {width}. "
-                f"Received for {word!r}: a vector of width {len(vector)}."
-            )
-        with np.errstate(over="ignore"):  # becomes infinite, and is reported
-            vectors[slot] = vector
-        filled[slot] = True
-    return SourceVectors(vectors, filled)
+        slots.fill(slot, _checked(word, source[word], width))
+    return slots.found(_from_subwords(source, known, words_from_subwords))
 
 
-def _is_undecodable(word: str) -> bool:
-    """Whether the bytes of a word, decoded with "surrogateescape", were not UTF-8."""
-    return not word.isascii() and any("\udc80" <= letter <= "\udcff" for letter in word)
+def _checked(word: str, value: Any, width: int) -> np.ndarray:
+    vector = np.asarray(value)
+    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.number) or not vector.size:
+        raise ValueError(
+            f"A vector must be a flat array of numbers. Received for {word!r}: "
+            f"an array of shape {vector.shape} and dtype {vector.dtype}."
+        )
+    if len(vector) != width:
+        raise ValueError(
+            f"The vectors of `source` must be of one width, {width}. "
+            f"Received for {word!r}: a vector of width {len(vector)}."
+        )
+    return vector
 
 
-def _some(words: Mapping[str, int]) -> list[str]:
-    return [word for word, _ in zip(words, range(5), strict=False)]
+def _from_subwords(source: Any, known: Any, words: Collection[str] | None) -> dict[str, np.ndarray]:
+    if words is None:
+        return {}
+    if not getattr(source, "bucket", 0):
+        raise ValueError(f"{NO_SUBWORDS.format(type(source).__name__)}.")
+    made = {word: np.asarray(source[word]) for word in words if word not in known}
+    # Of a word that is too short to have parts, gensim returns zeros.
+    return {word: vector for word, vector in made.items() if vector.any()}
