@@ -250,12 +250,16 @@ def test_a_lookup_in_the_model_learns_the_words(lookup, text):
         extend(model, ["cat"])
 
 
-def test_a_lookup_that_was_adapted_and_belongs_to_something_else_is_copied():
+def test_ids_that_are_changed_on_their_way_need_a_vocabulary():
     lookup = keras.layers.StringLookup()
     lookup.adapt(["a", "b", "c"])
     inputs = keras.Input((), dtype="string")
     ids = keras.ops.minimum(lookup(inputs), 2)
-    larger, _ = extend(keras.Model(inputs, keras.layers.Embedding(V, D)(ids)), NEW)
+    model = keras.Model(inputs, keras.layers.Embedding(V, D)(ids))
+    with pytest.raises(ValueError, match=r"4 ids.*7 rows.*vocabulary="):
+        extend(model, NEW)
+    larger, new = extend(model, NEW, vocabulary=list("abcdefg"))
+    assert new == Rows([V, V + 1], V + 2)
     copied = next(la for la in larger.layers if isinstance(la, keras.layers.StringLookup))
     assert copied.get_vocabulary() == lookup.get_vocabulary()
 
@@ -318,10 +322,10 @@ UNBUILT = keras.layers.Embedding(V, D)
             ),
             ValueError,
         ),
-        (Subclassed, TypeError),
+        (Subclassed, ValueError),
         (lambda: UNBUILT, ValueError),
         (lambda: keras.Sequential([keras.layers.Embedding(V, D)]), ValueError),
-        (lambda: keras.layers.Dense(3), TypeError),
+        (lambda: keras.layers.Dense(3), ValueError),
         (lambda: "model", TypeError),
     ],
     ids=[
