@@ -45,9 +45,7 @@ NAMES = [
     ),
     Name("_distribution_strategy", "masking/inner.py", "a trial of an optimizer needs one device"),
     Name("_get_control_flow_context", "masking/tracing.py", "whether XLA is to compile a graph"),
-    Name(
-        "_inbound_nodes", "vectors/layers.py", "what an operation is called with, constants too"
-    ),
+    Name("_inbound_nodes", "vectors/layers.py", "what an operation is called with, constants too"),
     Name("_initial_epoch", "callbacks/backup.py", "a callback says which epoch `fit` starts from"),
     Name(
         "_maybe_symbolic_build",

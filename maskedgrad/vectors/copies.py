@@ -1,6 +1,5 @@
 """A copy of a model around a table of another number of rows, with all else that it has learned."""
 
-import copy
 import inspect
 import re
 import tempfile
@@ -15,6 +14,7 @@ from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers
 from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup
 
 Place = tuple[Any, ...]
+PLAIN = bool, int, float, str
 
 
 class Remade(NamedTuple):
@@ -153,21 +153,41 @@ def _from_config(layer: Any, config: dict[str, Any]) -> Any:
         config = {**config, "compile": False}
     with keras.saving.custom_object_scope(classes):
         new = _built_from_config(layer, config)
-        if _names(new) != _names(layer) and config.get("name"):
+        if _names(new) != _names(layer):
             # Some name the layers inside after a name that they are given, and not after their own.
-            unnamed = _built_from_config(layer, {**config, "name": None})
-            unnamed.name = layer.name
-            new = unnamed if _names(unnamed) == _names(layer) else new
-    if hasattr(layer, "sampler"):  # what `generate` of keras_hub draws by
+            unnamed = _built_from_config(layer, _without_names(config, set(_objects_in(config))))
+            if _names(unnamed) == _names(layer):
+                new = unnamed
+                for each, other in _pairs(layer, new):
+                    other.name = each.name
+    if hasattr(layer, "sampler"):  # what `generate` of keras_hub needs, and `compile` makes
         new.sampler = type(layer.sampler).from_config(layer.sampler.get_config())
+        new.generate_function = None
     return new
+
+
+def _without_names(config: Any, named: set[tuple[Any, Any]]) -> Any:
+    """A config whose own name, and those of the objects that it tells of, are left to Keras."""
+    nameless = {key: {"name": None} for key in named}
+    return {**_changed(config, nameless), "name": None}
 
 
 def _built_from_config(layer: Any, config: dict[str, Any]) -> Any:
-    new = type(layer).from_config(copy.deepcopy(config))
+    new = type(layer).from_config(_plain(config))
     if not new.built:
         new.build_from_config(layer.get_build_config())
     return new
+
+
+def _plain(config: Any) -> Any:
+    """A config that a constructor may change, of plain containers and without living layers."""
+    # `copy.deepcopy` of a list that Keras tracks copies the layers that it is an attribute of.
+    if isinstance(config, dict):
+        return {key: _plain(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return (list if isinstance(config, list) else tuple)(map(_plain, config))
+    is_layer = isinstance(config, keras.Layer)
+    return keras.saving.serialize_keras_object(config) if is_layer else config
 
 
 def _names(layer: Any) -> list[str]:
@@ -181,24 +201,53 @@ def _takes(layer_class: type, argument: str) -> bool:
 
 def _config_with(layer: Any, instead: Mapping[int, Any]) -> dict[str, Any]:
     """The config of a layer, with those of other layers in the place of some inside of it."""
+    config = _plain({**layer.get_config(), **_left_out(layer)})
+    told_of = set(_objects_in(config))
+    changed = {}
+    for each in layers_in(layer):
+        if id(each) in instead:
+            new = keras.saving.serialize_keras_object(instead[id(each)])
+            changed[_class_and_name(new)] = new["config"]
+        elif (type(each).__name__, each.name) in told_of:
+            changed[type(each).__name__, each.name] = _left_out(each)
+    return _changed(config, changed) if changed else config
+
+
+def _objects_in(config: Any) -> Iterator[tuple[Any, Any]]:
+    """The class and the name of each object that a config tells of."""
+    if isinstance(config, dict):
+        if isinstance(config.get("config"), dict):
+            yield _class_and_name(config)
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for each in config:
+            yield from _objects_in(each)
+
+
+def _left_out(layer: Any) -> dict[str, Any]:
+    """The arguments that a layer was made with and that its config does not tell of.
+
+    Some backbones of keras_hub forget one, such as `tie_word_embeddings` of Llama.
+    """
+    parameters = inspect.signature(type(layer).__init__).parameters.values()
+    plain = [each for each in parameters if isinstance(getattr(layer, each.name, None), PLAIN)]
+    plain = [each for each in plain if each.default != getattr(layer, each.name)]
+    if not plain or isinstance(layer, keras.layers.InputLayer) or is_graph(layer):
+        return {}
     config = layer.get_config()
-    for old in layers_in(layer):
-        if id(old) in instead:
-            config = _replaced(
-                config,
-                keras.saving.serialize_keras_object(old),
-                keras.saving.serialize_keras_object(instead[id(old)]),
-            )
-    return config
+    forgotten = [each.name for each in plain if each.name not in {*config, "dtype", "trainable"}]
+    return {name: getattr(layer, name) for name in forgotten}
 
 
-def _replaced(value: Any, old: Any, new: Any) -> Any:
+def _changed(value: Any, changed: Mapping[tuple[Any, Any], dict[str, Any]]) -> Any:
     if isinstance(value, dict):
-        if _class_and_name(value) == _class_and_name(old):
-            return new
-        return {key: _replaced(each, old, new) for key, each in value.items()}
+        value = {key: _changed(each, changed) for key, each in value.items()}
+        if (key := _class_and_name(value)) in changed:
+            value = {**value, "config": {**value["config"], **changed[key]}}
+        return value
     if isinstance(value, (list, tuple)):
-        return type(value)(_replaced(each, old, new) for each in value)
+        entries = (_changed(each, changed) for each in value)
+        return list(entries) if isinstance(value, list) else tuple(entries)
     return value
 
 
@@ -233,7 +282,7 @@ def _with_entry(config: Any, place: Place, value: Any) -> Any:
         return {**config, first: _with_entry(config[first], tuple(rest), value)}
     entries = list(config)
     entries[first] = _with_entry(entries[first], tuple(rest), value)
-    return type(config)(entries)
+    return entries if isinstance(config, list) else tuple(entries)
 
 
 def _pairs(old: Any, new: Any) -> list[tuple[Any, Any]]:

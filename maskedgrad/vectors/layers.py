@@ -61,7 +61,7 @@ def table_in(model: Any, table: Any) -> Any:
     if len(named) != 1:
         raise ValueError(
             "The model must have one embedding layer that `table` names, or one in all. "
-            f"Received: table={table if isinstance(table, str) else type(table).__name__!r}, and "
+            f"Received: table={getattr(table, 'name', table)!r}, and "
             f"the embedding layers {[each.path for each in tables]}. Give the layer itself: "
             "`table=model.get_layer(...)`. A table that is no `keras.layers.Embedding`, or in a "
             "model that is not built, is not among them."
@@ -75,7 +75,7 @@ def _tables_of_tokens(model: Any, tables: list[Any]) -> list[Any]:
         tokens = getattr(layer, "token_embedding", None)
         if isinstance(tokens, keras.layers.Embedding):
             return [tokens] if len(tables_in(layer)) == len(tables) else []
-    return []
+    return [each for each in tables if each.name == "token_embedding"]
 
 
 def captured_values(model: Any) -> Iterator[tuple[Any, Any]]:

@@ -99,19 +99,19 @@ def _byte_pair(tokenizer: Any, config: dict[str, Any], words: Sequence[str]) -> 
     first = max(*used_ids(tokenizer).tolist(), *vocabulary.values()) + 1
     vocabulary.update({word: first + place for place, word in enumerate(words)})
     config["unsplittable_tokens"] = [*(config["unsplittable_tokens"] or []), *words]
-    return type(tokenizer)(**{**config, "vocabulary": vocabulary, "merges": tokenizer.merges})
+    return _made(tokenizer, {**config, "vocabulary": vocabulary, "merges": list(tokenizer.merges)})
 
 
 def _word_piece(tokenizer: Any, config: dict[str, Any], words: Sequence[str]) -> Any:
     vocabulary = [*tokenizer.get_vocabulary(), *words]
-    plain = type(tokenizer)(**{**config, "vocabulary": vocabulary})
+    plain = _made(tokenizer, {**config, "vocabulary": vocabulary})
     split = [word for word in words if not _is_token(plain, word)]
     if not split:
         return plain
     # Words that are lowercased or split at punctuation are special tokens, which are left whole.
     config["special_tokens"] = [*(config.get("special_tokens") or []), *split]
     config["special_tokens_in_strings"] = True
-    return type(tokenizer)(**{**config, "vocabulary": vocabulary})
+    return _made(tokenizer, {**config, "vocabulary": vocabulary})
 
 
 def _sentence_piece(tokenizer: Any, config: dict[str, Any], words: Sequence[str]) -> Any:
@@ -125,7 +125,11 @@ def _sentence_piece(tokenizer: Any, config: dict[str, Any], words: Sequence[str]
         piece = model.pieces.add()
         piece.piece, piece.score = word, 0.0
         piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-    return type(tokenizer)(**{**config, "proto": model.SerializeToString()})
+    return _made(tokenizer, {**config, "proto": model.SerializeToString()})
+
+
+def _made(tokenizer: Any, config: dict[str, Any]) -> Any:
+    return type(tokenizer).from_config(config)
 
 
 def _saved_and_loaded(tokenizer: Any) -> Any:
