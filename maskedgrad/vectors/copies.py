@@ -12,6 +12,7 @@ import numpy as np
 from maskedgrad.rows.targets import describe
 from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in
 from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup
+from maskedgrad.vectors.tokenizers import is_tokenizer, tokenizers_in
 
 Place = tuple[Any, ...]
 PLAIN = bool, int, float, str
@@ -155,7 +156,8 @@ def _from_config(layer: Any, config: dict[str, Any]) -> Any:
         new = _built_from_config(layer, config)
         if _names(new) != _names(layer):
             # Some name the layers inside after a name that they are given, and not after their own.
-            unnamed = _built_from_config(layer, _without_names(config, set(_objects_in(config))))
+            named = {(type(each).__name__, each.name) for each in _compared(layer)}
+            unnamed = _built_from_config(layer, _without_names(config, named))
             if _names(unnamed) == _names(layer):
                 new = unnamed
                 for each, other in _pairs(layer, new):
@@ -191,7 +193,7 @@ def _plain(config: Any) -> Any:
 
 
 def _names(layer: Any) -> list[str]:
-    return [_stem(each.name) for each in layers_in(layer)]
+    return [_stem(each.name) for each in _compared(layer)]
 
 
 def _takes(layer_class: type, argument: str) -> bool:
@@ -291,11 +293,7 @@ def _pairs(old: Any, new: Any) -> list[tuple[Any, Any]]:
     Raises:
         ValueError: the copy is made of other layers.
     """
-    layers, others = (
-        # Two levels may share the input that they were made from, and their copies do not.
-        [layer for layer in layers_in(each) if not isinstance(layer, keras.layers.InputLayer)]
-        for each in (old, new)
-    )
+    layers, others = _compared(old), _compared(new)
     pairs = list(zip(layers, others, strict=False))
     differ = [
         f"{describe(each)} ({type(each).__name__}) became {describe(other)} "
@@ -311,6 +309,19 @@ def _pairs(old: Any, new: Any) -> list[tuple[Any, Any]]:
             "after the model was made are not in its config, nor are layers that others share"
         )
     return pairs
+
+
+def _compared(layer: Any) -> list[Any]:
+    """The layers inside of a layer that a copy has too."""
+    inside = layers_in(layer)
+    # Two levels may share the input that they were made from, and their copies do not.
+    left_out = {id(each) for each in inside if isinstance(each, keras.layers.InputLayer)}
+    for each in inside:
+        # A preprocessor of keras_hub makes what packs tokens by its first call.
+        if not each.weights and not is_tokenizer(each) and tokenizers_in(each):
+            within = (part for part in layers_in(each) if part is not each)
+            left_out.update(id(part) for part in within if not is_tokenizer(part))
+    return [each for each in inside if id(each) not in left_out]
 
 
 def _stem(name: str) -> str:
