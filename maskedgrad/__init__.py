@@ -6,7 +6,13 @@ from maskedgrad.masking import MaskedOptimizer, mask_gradients
 from maskedgrad.model import MaskedModel, MaskedTrainStep
 from maskedgrad.patches import RowPatch
 from maskedgrad.rows import AlongAxis, Rows, row_ids
-from maskedgrad.vectors import extend, load_vectors, merge_two_tables, pretrained_embedding
+from maskedgrad.vectors import (
+    change_vocabulary,
+    extend,
+    load_vectors,
+    merge_two_tables,
+    pretrained_embedding,
+)
 from maskedgrad.version import __version__
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "Rows",
     "__version__",
     "callbacks",
+    "change_vocabulary",
     "extend",
     "load_vectors",
     "mask_gradients",

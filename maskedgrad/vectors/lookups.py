@@ -8,10 +8,8 @@ import numpy as np
 
 from maskedgrad.messages import shorten
 from maskedgrad.rows.targets import describe
-from maskedgrad.rows.vocabulary import sample
+from maskedgrad.rows.vocabulary import LOOKUPS, sample
 from maskedgrad.vectors.layers import is_graph, layers_in, lookups_before, tables_in
-
-LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
 
 
 def is_lookup(layer: Any) -> bool:

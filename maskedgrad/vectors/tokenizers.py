@@ -116,15 +116,17 @@ def _word_piece(tokenizer: Any, config: dict[str, Any], words: Sequence[str]) ->
 
 def _sentence_piece(tokenizer: Any, config: dict[str, Any], words: Sequence[str]) -> Any:
     try:
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import sentencepiece_model_pb2 as messages
     except ImportError as error:
         raise CannotLearnError("sentencepiece is not installed") from error
-    model = sentencepiece_model_pb2.ModelProto()
+    # Made by protobuf when it is imported, so that type checkers do not see it.
+    proto_class: Any = messages.ModelProto  # type: ignore[attr-defined]
+    model = proto_class()
     model.ParseFromString(tokenizer.proto)
     for word in words:
         piece = model.pieces.add()
         piece.piece, piece.score = word, 0.0
-        piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+        piece.type = proto_class.SentencePiece.USER_DEFINED
     return _made(tokenizer, {**config, "proto": model.SerializeToString()})
 
 
