@@ -662,7 +662,7 @@ def test_a_vocabulary_that_is_shifted_is_refused(shift):
     patch, _ = patch_with_words()
     model = classifier([0], compiled=False)
     shifted = [WORDS[(place + shift) % NUM_ROWS] for place in range(NUM_ROWS)]
-    with pytest.raises(ValueError, match="other rows for.*strict=False"):
+    with pytest.raises(ValueError, match=r"other rows for.*strict=False"):
         patch.apply_to(model, vocabulary=shifted)
     assert (bits(model.get_weights()[0]) == bits(MATRIX)).all()
 
@@ -712,5 +712,5 @@ def test_each_table_has_its_vocabulary():
 
 
 def test_words_are_one_for_each_row():
-    with pytest.raises(ValueError, match="must be 1, one for each row. Received: 2"):
+    with pytest.raises(ValueError, match=r"must be 1, one for each row\. Received: 2"):
         TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0" * 64, words=("a", "b"))

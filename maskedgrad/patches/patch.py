@@ -206,9 +206,9 @@ class RowPatch:
                 left out a `UserWarning` says so.
             allow_nonfinite: whether values may be infinite or NaN.
             vocabulary: the words of the model's rows, as in `from_model`. With
-                it the rows go by their words, to whatever ids they have here.
-                Where these are others than in the patch, the frozen rows of
-                some words are compared, and not the table as a whole.
+                it the rows go by their words, to whatever ids they have here,
+                and the frozen rows are compared by word too: those of some
+                words that the patch noted, and not the table as a whole.
 
         Raises:
             ValueError: the model lacks a table, or has it in another shape or
@@ -287,10 +287,10 @@ class RowPatch:
         for patch, variable in placements:
             if not allow_nonfinite:
                 check_finite(patch)
-            if strict and patch.rows == self.tables[patch.path].rows:
-                check_base(patch, variable)
-            elif strict:
+            if strict and patch.path in vocabularies:
                 check_anchors(patch, variable, vocabularies[patch.path])
+            elif strict:
+                check_base(patch, variable)
         if not strict:
             warnings.warn(
                 "strict=False: it was not checked whether the frozen rows are those that the "
