@@ -190,7 +190,7 @@ def test_a_tokenizer_that_takes_no_words_is_told_of():
 @works(
     MODELS,
     "Textual inversion: one new token of a `CLIPTextEncoder`",
-    "A recipe is in [vectors](vectors.md#textual-inversion).",
+    "A recipe is in [adding words](adding_words.md#textual-inversion).",
 )
 def test_one_token_of_an_encoder_learns_and_nothing_else():
     encoder = keras_hub.models.CLIPTextEncoder(40, 8, 8, 2, 2, 16, max_sequence_length=6)
