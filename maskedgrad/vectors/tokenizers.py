@@ -77,7 +77,7 @@ def used_ids(tokenizer: Any) -> np.ndarray:
     """The ids that a tokenizer gives to texts, those of its special tokens included."""
     if is_of_hugging_face(tokenizer):
         return np.array(sorted(set(tokenizer.get_vocab().values())), dtype=np.int64)
-    special = {value for name, value in vars(tokenizer).items() if name.endswith("_token_id")}
+    special = {value for name, value in vars(tokenizer).items() if name.endswith("token_id")}
     special |= set(range(int(tokenizer.vocabulary_size())))
     return np.array(sorted(id_ for id_ in special if isinstance(id_, (int, np.integer))))
 

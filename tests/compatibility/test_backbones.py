@@ -22,23 +22,21 @@ LISTED = {**backbones.NOT_TRIED, **backbones.REFUSED}
 OTHERS = [name for name in backbones.names() if name not in LISTED]
 
 
-@works(
+extended = works(
     MODELS,
-    "`extend` of a backbone: BERT, GPT-2, Llama, CLIP, Phi-3",
-    "Every other backbone of keras_hub with a table of tokens too, but those below: "
+    "`extend` of a backbone of keras_hub: BERT, GPT-2, Llama, CLIP, Phi-3",
+    "So is every other that has a table of tokens, but those that stand here: "
     "`python -m pytest tests/compatibility/test_backbones.py -m matrix`.",
 )
+
+
+@extended
 @pytest.mark.parametrize("name", USUAL)
 def test_a_backbone_is_extended(name):
     assert_extended(name)
 
 
-@works(
-    MODELS,
-    "`extend` of a backbone: BERT, GPT-2, Llama, CLIP, Phi-3",
-    "Every other backbone of keras_hub with a table of tokens too, but those below: "
-    "`python -m pytest tests/compatibility/test_backbones.py -m matrix`.",
-)
+@extended
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [name for name in OTHERS if name not in USUAL])
 def test_every_other_backbone_is_extended(name):
@@ -51,6 +49,18 @@ def test_a_backbone_that_cannot_be_extended_is_refused(name):
     model = backbones.small(name)
     with pytest.raises(ValueError, match=r"only a weight with one axis of 30 can be extended"):
         extend(model, NEW, table="token_embedding")
+
+
+@refused(
+    MODELS,
+    "Not tried: `extend` of " + ", ".join(f"`{name}`" for name in sorted(backbones.NOT_TRIED)),
+    "They are made of parts that keras_hub does not export. Extend the text encoder, if it is one.",
+)
+@pytest.mark.parametrize("name", backbones.NOT_TRIED)
+def test_what_is_not_tried_cannot_be_made_from_numbers(name):
+    assert name in backbones.names()
+    with pytest.raises(TypeError, match="missing"):
+        backbones.small(name)
 
 
 def assert_extended(name):
