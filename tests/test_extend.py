@@ -724,3 +724,38 @@ def test_vocabularies_that_do_not_fit_are_refused(old, new, message):
     model = beneath(keras.layers.StringLookup(vocabulary=list("uvwxyz")), 7)
     with pytest.raises(ValueError, match=message):
         change_vocabulary(model, old, new)
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class OfWords(keras.Model):
+    """A subclassed model whose words say how large its table is."""
+
+    def __init__(self, words, **kwargs):
+        super().__init__(**kwargs)
+        self.words = words
+        self.lookup = keras.layers.StringLookup(vocabulary=words)
+        self.table = keras.layers.Embedding(len(words) + 1, D)
+
+    def call(self, inputs):
+        return self.table(self.lookup(inputs))
+
+    def get_config(self):
+        return {**super().get_config(), "words": self.words}
+
+
+def test_a_config_that_holds_the_words_gets_the_new_ones():
+    model, text = OfWords(["cat", "dog"]), tf.constant([["cat"], ["unknown"]])
+    expected = model(text).numpy()
+    larger, new = extend(model, NEW)
+    assert larger.words == ["cat", "dog", *NEW]
+    assert larger.lookup(tf.constant(NEW)).numpy().tolist() == new.ids.tolist() == [3, 4]
+    assert (bits(larger(text).numpy()) == bits(expected)).all()
+
+
+def test_a_tokenizer_that_takes_no_tokens_is_refused():
+    class Deaf(Tokenizer):
+        def add_tokens(self, words):
+            pass
+
+    with pytest.raises(ValueError, match="must take the new words by `add_tokens`"):
+        extend(embedding(np.ones((7, D))), NEW, vocabulary=Deaf(list("abcdefg")))

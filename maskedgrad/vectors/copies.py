@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from maskedgrad.rows.targets import describe
-from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in
+from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in, tables_in
 from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup
 from maskedgrad.vectors.tokenizers import is_tokenizer, tokenizers_in
 
@@ -120,6 +120,11 @@ def _remade_around(layer: Any, remade: Remade) -> Any:
     """
     config = _config_with(layer, remade.instead)
     old = remade.table.input_dim
+    with_words = _with_words(layer, config, remade.instead)
+    if with_words != config:  # the words say how large the table is
+        new = _from_config(layer, with_words)
+        if any(each.input_dim == remade.num_rows for each in tables_in(new)):
+            return new
     if remade.num_rows == old:
         return _from_config(layer, config)
     place_of_table = [each is remade.table for each in layers_in(layer)].index(True)
@@ -139,6 +144,27 @@ def _remade_around(layer: Any, remade: Remade) -> Any:
         f"no entry of the config of {describe(layer)} is the number of rows of its table, {old}"
         f"{f' ({told})' if told else ''}."
     )
+
+
+def _with_words(layer: Any, config: Any, instead: Mapping[int, Any]) -> Any:
+    """A config with the words of larger lookups in the place of the words of those before."""
+    for old in layers_in(layer):
+        if id(old) in instead and is_lookup(old):
+            for is_whole in (True, False):
+                before, after = (
+                    each.get_vocabulary(include_special_tokens=is_whole)
+                    for each in (old, instead[id(old)])
+                )
+                config = _exchanged(config, list(before), list(after))
+    return config
+
+
+def _exchanged(config: Any, old: list[Any], new: list[Any]) -> Any:
+    if isinstance(config, dict):
+        return {key: _exchanged(value, old, new) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return new if list(config) == old else [_exchanged(each, old, new) for each in config]
+    return config
 
 
 def _told(error: Exception) -> str:

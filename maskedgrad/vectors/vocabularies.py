@@ -155,6 +155,11 @@ def _of_vocabulary(model: Any, table: Any, vocabulary: Any, words: Sequence[Any]
     if tokenizers.is_of_hugging_face(vocabulary):
         id_of = tokenizers.words_of(vocabulary)
         given = tokenizers.words_of(tokenizers.taught(vocabulary, words))
+        if absent := [word for word in words if word not in given]:
+            raise ValueError(
+                "The tokenizer must take the new words by `add_tokens`. Received: a "
+                f"{type(vocabulary).__name__} that does not know {sample(absent)} after it"
+            )
     elif tokenizers.is_tokenizer(vocabulary):
         places = _of_tokenizer(table, vocabulary, words)
         return places._replace(instead={})
