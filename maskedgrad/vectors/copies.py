@@ -3,19 +3,24 @@
 import inspect
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from maskedgrad.rows.targets import describe
+from maskedgrad.vectors.configs import (
+    config_with,
+    places_in,
+    plain,
+    with_entry,
+    with_words,
+    without_names,
+)
 from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in, tables_in
 from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup
 from maskedgrad.vectors.tokenizers import is_tokenizer, tokenizers_in
-
-Place = tuple[Any, ...]
-PLAIN = bool, int, float, str
 
 
 class Remade(NamedTuple):
@@ -86,7 +91,7 @@ def _remade_once(layer: Any, remade: Remade, copy_of: Callable[[Any], Any]) -> A
     if id(remade.table) in inside and layer is not remade.table:
         return _remade_around(layer, remade)
     if inside & remade.instead.keys():
-        return _from_config(layer, _config_with(layer, remade.instead))
+        return _from_config(layer, config_with(layer, remade.instead))
     if is_lookup(layer):  # before it is called: what it knows is the shape of what it returns
         return same_lookup(layer)
     larger = {"input_dim": remade.num_rows} if layer is remade.table else {}
@@ -118,20 +123,20 @@ def _remade_around(layer: Any, remade: Remade) -> Any:
     Which entry that is, is found by trying: the one with which the table has
     the new number of rows. Those that are named for a vocabulary come first.
     """
-    config = _config_with(layer, remade.instead)
+    config = config_with(layer, remade.instead)
     old = remade.table.input_dim
-    with_words = _with_words(layer, config, remade.instead)
-    if with_words != config:  # the words say how large the table is
-        new = _from_config(layer, with_words)
+    larger_words = with_words(layer, config, remade.instead)
+    if larger_words != config:  # the words say how large the table is
+        new = _from_config(layer, larger_words)
         if any(each.input_dim == remade.num_rows for each in tables_in(new)):
             return new
     if remade.num_rows == old:
         return _from_config(layer, config)
     place_of_table = [each is remade.table for each in layers_in(layer)].index(True)
     tried = {}
-    for place in _places_of(old, config):
+    for place in places_in(old, config):
         try:
-            new = _from_config(layer, _with_entry(config, place, remade.num_rows))
+            new = _from_config(layer, with_entry(config, place, remade.num_rows))
             table = layers_in(new)[place_of_table]
         except Exception as error:  # whatever the constructor says: another entry may be the one
             tried[place] = _told(error)
@@ -144,27 +149,6 @@ def _remade_around(layer: Any, remade: Remade) -> Any:
         f"no entry of the config of {describe(layer)} is the number of rows of its table, {old}"
         f"{f' ({told})' if told else ''}."
     )
-
-
-def _with_words(layer: Any, config: Any, instead: Mapping[int, Any]) -> Any:
-    """A config with the words of larger lookups in the place of the words of those before."""
-    for old in layers_in(layer):
-        if id(old) in instead and is_lookup(old):
-            for is_whole in (True, False):
-                before, after = (
-                    each.get_vocabulary(include_special_tokens=is_whole)
-                    for each in (old, instead[id(old)])
-                )
-                config = _exchanged(config, list(before), list(after))
-    return config
-
-
-def _exchanged(config: Any, old: list[Any], new: list[Any]) -> Any:
-    if isinstance(config, dict):
-        return {key: _exchanged(value, old, new) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return new if list(config) == old else [_exchanged(each, old, new) for each in config]
-    return config
 
 
 def _told(error: Exception) -> str:
@@ -183,7 +167,7 @@ def _from_config(layer: Any, config: dict[str, Any]) -> Any:
         if _names(new) != _names(layer):
             # Some name the layers inside after a name that they are given, and not after their own.
             named = {(type(each).__name__, each.name) for each in _compared(layer)}
-            unnamed = _built_from_config(layer, _without_names(config, named))
+            unnamed = _built_from_config(layer, without_names(config, named))
             if _names(unnamed) == _names(layer):
                 new = unnamed
                 for each, other in _pairs(layer, new):
@@ -194,28 +178,11 @@ def _from_config(layer: Any, config: dict[str, Any]) -> Any:
     return new
 
 
-def _without_names(config: Any, named: set[tuple[Any, Any]]) -> Any:
-    """A config whose own name, and those of the objects that it tells of, are left to Keras."""
-    nameless = {key: {"name": None} for key in named}
-    return {**_changed(config, nameless), "name": None}
-
-
 def _built_from_config(layer: Any, config: dict[str, Any]) -> Any:
-    new = type(layer).from_config(_plain(config))
+    new = type(layer).from_config(plain(config))
     if not new.built:
         new.build_from_config(layer.get_build_config())
     return new
-
-
-def _plain(config: Any) -> Any:
-    """A config that a constructor may change, of plain containers and without living layers."""
-    # `copy.deepcopy` of a list that Keras tracks copies the layers that it is an attribute of.
-    if isinstance(config, dict):
-        return {key: _plain(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return (list if isinstance(config, list) else tuple)(map(_plain, config))
-    is_layer = isinstance(config, keras.Layer)
-    return keras.saving.serialize_keras_object(config) if is_layer else config
 
 
 def _names(layer: Any) -> list[str]:
@@ -225,92 +192,6 @@ def _names(layer: Any) -> list[str]:
 def _takes(layer_class: type, argument: str) -> bool:
     own = [vars(each)["__init__"] for each in layer_class.__mro__ if "__init__" in vars(each)]
     return any(argument in inspect.signature(init).parameters for init in own if callable(init))
-
-
-def _config_with(layer: Any, instead: Mapping[int, Any]) -> dict[str, Any]:
-    """The config of a layer, with those of other layers in the place of some inside of it."""
-    config = _plain({**layer.get_config(), **_left_out(layer)})
-    told_of = set(_objects_in(config))
-    changed = {}
-    for each in layers_in(layer):
-        if id(each) in instead:
-            new = keras.saving.serialize_keras_object(instead[id(each)])
-            changed[_class_and_name(new)] = new["config"]
-        elif (type(each).__name__, each.name) in told_of:
-            changed[type(each).__name__, each.name] = _left_out(each)
-    return _changed(config, changed) if changed else config
-
-
-def _objects_in(config: Any) -> Iterator[tuple[Any, Any]]:
-    """The class and the name of each object that a config tells of."""
-    if isinstance(config, dict):
-        if isinstance(config.get("config"), dict):
-            yield _class_and_name(config)
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for each in config:
-            yield from _objects_in(each)
-
-
-def _left_out(layer: Any) -> dict[str, Any]:
-    """The arguments that a layer was made with and that its config does not tell of.
-
-    Some backbones of keras_hub forget one, such as `tie_word_embeddings` of Llama.
-    """
-    parameters = inspect.signature(type(layer).__init__).parameters.values()
-    plain = [each for each in parameters if isinstance(getattr(layer, each.name, None), PLAIN)]
-    plain = [each for each in plain if each.default != getattr(layer, each.name)]
-    if not plain or isinstance(layer, keras.layers.InputLayer) or is_graph(layer):
-        return {}
-    config = layer.get_config()
-    forgotten = [each.name for each in plain if each.name not in {*config, "dtype", "trainable"}]
-    return {name: getattr(layer, name) for name in forgotten}
-
-
-def _changed(value: Any, changed: Mapping[tuple[Any, Any], dict[str, Any]]) -> Any:
-    if isinstance(value, dict):
-        value = {key: _changed(each, changed) for key, each in value.items()}
-        if (key := _class_and_name(value)) in changed:
-            value = {**value, "config": {**value["config"], **changed[key]}}
-        return value
-    if isinstance(value, (list, tuple)):
-        entries = (_changed(each, changed) for each in value)
-        return list(entries) if isinstance(value, list) else tuple(entries)
-    return value
-
-
-def _class_and_name(serialized: dict[str, Any]) -> tuple[Any, Any]:
-    config = serialized.get("config")
-    return serialized.get("class_name"), config.get("name") if isinstance(config, dict) else None
-
-
-def _places_of(number: int, config: Any) -> list[Place]:
-    """Where a number stands in a config, the likeliest first."""
-    places = list(_all_places_of(number, config))
-    return sorted(places, key=lambda place: "vocab" not in str(place[-1]))
-
-
-def _all_places_of(number: int, config: Any, place: Place = ()) -> Iterator[Place]:
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key not in ("build_config", "compile_config"):
-                yield from _all_places_of(number, value, (*place, key))
-    elif isinstance(config, (list, tuple)):
-        for index, value in enumerate(config):
-            yield from _all_places_of(number, value, (*place, index))
-    elif type(config) is int and config == number:
-        yield place
-
-
-def _with_entry(config: Any, place: Place, value: Any) -> Any:
-    if not place:
-        return value
-    first, *rest = place
-    if isinstance(config, dict):
-        return {**config, first: _with_entry(config[first], tuple(rest), value)}
-    entries = list(config)
-    entries[first] = _with_entry(entries[first], tuple(rest), value)
-    return entries if isinstance(config, list) else tuple(entries)
 
 
 def _pairs(old: Any, new: Any) -> list[tuple[Any, Any]]:

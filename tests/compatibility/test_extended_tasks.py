@@ -232,3 +232,53 @@ def test_a_quantized_backbone_is_refused():
     backbone.quantize("int8")
     with pytest.raises(ValueError, match="quantized or has LoRA"):
         extend(backbone, ["zorb"])
+
+
+@works(
+    MODELS,
+    "`extend` of a tied `LlamaCausalLM`",
+    "Its config does not tell that it is tied; the copy is.",
+)
+def test_what_a_config_forgets_to_tell_is_in_the_copy():
+    backbone = keras_hub.models.LlamaBackbone(
+        vocabulary_size=30,
+        num_layers=1,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=8,
+        intermediate_dim=16,
+        tie_word_embeddings=True,
+    )
+    larger, new = extend(keras_hub.models.LlamaCausalLM(backbone), NEW_TOKENS)
+    assert larger.backbone.token_embedding.tie_weights
+    assert (new.num_rows, len(larger.weights)) == (32, len(backbone.weights))
+
+
+@works(MODELS, "`extend` of a model with a head of one's own on `backbone(inputs)`")
+def test_a_model_around_a_backbone_is_extended():
+    backbone, _ = bert()
+    pooled = backbone(backbone.input)["pooled_output"]
+    model = MaskedModel(backbone.input, keras.layers.Dense(2, name="head")(pooled))
+    larger, new = extend(model, ["zorb"])
+    assert type(larger) is type(model)
+    assert [each.path for each in larger.weights] == [each.path for each in model.weights]
+    x = {
+        "token_ids": np.array([[2, 5, 6, 3]]),
+        "segment_ids": np.zeros((1, 4), "int32"),
+        "padding_mask": np.ones((1, 4), "int32"),
+    }
+    assert (bits(larger(x).numpy()) == bits(model(x).numpy())).all()
+    x["token_ids"] = np.array([[2, new.ids[0], 6, 3]])
+    assert np.isfinite(larger(x).numpy()).all()
+
+
+@refused(
+    MODELS,
+    "`extend` of a model of `backbone.output`, where layers inside have no config",
+    "Extend the backbone and put the head on after, or call the backbone as a layer.",
+)
+def test_a_model_of_layers_without_a_config_is_refused():
+    backbone = keras_hub.models.LlamaBackbone(10, 1, 2, 8, 16, 1)
+    model = keras.Model(backbone.input, keras.layers.Dense(2)(backbone.output))
+    with pytest.raises(ValueError, match=r"lack a `get_config`.*By hand"):
+        extend(model, ["zorb"])
