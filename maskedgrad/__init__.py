@@ -18,7 +18,13 @@ from maskedgrad.rows import (
     TrainableRows,
     row_ids,
 )
-from maskedgrad.vectors import extend, load_vectors, merge_two_tables, pretrained_embedding
+from maskedgrad.vectors import (
+    change_vocabulary,
+    extend,
+    load_vectors,
+    merge_two_tables,
+    pretrained_embedding,
+)
 from maskedgrad.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +43,7 @@ __all__ = [
     "TrainableRows",
     "__version__",
     "callbacks",
+    "change_vocabulary",
     "extend",
     "load_vectors",
     "mask_gradients",

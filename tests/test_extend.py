@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad import MaskedModel, MaskedOptimizer, Rows
+from maskedgrad import MaskedModel, MaskedOptimizer, Rows, change_vocabulary
 from maskedgrad.testing import bits
 from maskedgrad.vectors.extension import extend
 from maskedgrad.vectors.merging import merge_two_tables
@@ -250,12 +250,16 @@ def test_a_lookup_in_the_model_learns_the_words(lookup, text):
         extend(model, ["cat"])
 
 
-def test_a_lookup_that_was_adapted_and_belongs_to_something_else_is_copied():
+def test_ids_that_are_changed_on_their_way_need_a_vocabulary():
     lookup = keras.layers.StringLookup()
     lookup.adapt(["a", "b", "c"])
     inputs = keras.Input((), dtype="string")
     ids = keras.ops.minimum(lookup(inputs), 2)
-    larger, _ = extend(keras.Model(inputs, keras.layers.Embedding(V, D)(ids)), NEW)
+    model = keras.Model(inputs, keras.layers.Embedding(V, D)(ids))
+    with pytest.raises(ValueError, match=r"4 ids.*7 rows.*vocabulary="):
+        extend(model, NEW)
+    larger, new = extend(model, NEW, vocabulary=list("abcdefg"))
+    assert new == Rows([V, V + 1], V + 2)
     copied = next(la for la in larger.layers if isinstance(la, keras.layers.StringLookup))
     assert copied.get_vocabulary() == lookup.get_vocabulary()
 
@@ -318,10 +322,10 @@ UNBUILT = keras.layers.Embedding(V, D)
             ),
             ValueError,
         ),
-        (Subclassed, TypeError),
+        (Subclassed, ValueError),
         (lambda: UNBUILT, ValueError),
         (lambda: keras.Sequential([keras.layers.Embedding(V, D)]), ValueError),
-        (lambda: keras.layers.Dense(3), TypeError),
+        (lambda: keras.layers.Dense(3), ValueError),
         (lambda: "model", TypeError),
     ],
     ids=[
@@ -459,3 +463,299 @@ def test_a_weight_that_grows_by_more_than_the_table_is_refused():
     outputs = keras.layers.Dense(1)(keras.layers.Concatenate()([scores, scores]))
     with pytest.raises(ValueError, match=f"only a weight with one axis of {V} can be extended"):
         extend(keras.Model(inputs, outputs), NEW)
+
+
+# ---- rows are those that the lookup gives ----
+
+TEXTS = ["cat dog", "dog cow", "cat hen"]
+
+
+def adapted(kind, **options):
+    lookup = {
+        "strings": keras.layers.StringLookup,
+        "texts": keras.layers.TextVectorization,
+    }[kind](**options)
+    lookup.adapt(TEXTS if kind == "texts" else ["cat", "dog", "cow", "hen", "cat"])
+    return lookup
+
+
+def beneath(lookup, num_rows):
+    inputs = keras.Input((1,), dtype="string")
+    words = keras.layers.Embedding(num_rows, D, name="words")
+    hidden = words(lookup(inputs))
+    return keras.Model(inputs, keras.layers.Dense(2)(hidden))
+
+
+@given(
+    kind=st.sampled_from(["strings", "texts"]),
+    spare=st.integers(0, 4),
+    max_tokens=st.sampled_from([None, 6, 50]),
+    words=st.lists(st.sampled_from(["ox", "emu", "gnu", "yak"]), min_size=1, unique=True),
+)
+def test_every_row_is_the_one_that_the_lookup_gives_its_word(kind, spare, max_tokens, words):
+    lookup = adapted(kind, max_tokens=max_tokens)
+    size = lookup.vocabulary_size()
+    model = beneath(lookup, size + spare)
+    text = tf.constant([["cat"], ["hen"], ["unknown"]])
+    larger, new = extend(model, words)
+    learned = larger.layers[1]
+    given_ids = [learned(tf.constant([word])).numpy().ravel()[0] for word in words]
+    assert given_ids == list(range(size, size + len(words))) == new.ids.tolist()
+    assert new.num_rows == size + max(spare, len(words))
+    assert (bits(larger(text).numpy()) == bits(model(text).numpy())).all()
+    assert lookup.vocabulary_size() == size
+    again, more = extend(larger, ["zebu"])
+    assert again.layers[1](tf.constant(["zebu"])).numpy().ravel()[0] == more.ids[0]
+
+
+def test_a_lookup_that_was_adapted_again_and_fits_no_more_is_refused():
+    lookup = adapted("strings")
+    model = beneath(lookup, lookup.vocabulary_size())
+    lookup.adapt([f"w{place}" for place in range(20)])
+    with pytest.raises(ValueError, match=r"21 ids.*5 rows.*change_vocabulary"):
+        extend(model, NEW)
+
+
+def test_a_word_that_no_text_would_reach_is_refused():
+    lookup = adapted("texts")
+    for word in ("<city>", "City", "new york"):
+        with pytest.raises(ValueError, match="No text would reach a row"):
+            extend(beneath(lookup, 6), [word])
+
+
+@pytest.mark.parametrize("words", [["40"], [40]])
+@pytest.mark.parametrize("is_adapted", [True, False])
+def test_an_integer_lookup_learns_integers(words, is_adapted):
+    lookup = keras.layers.IntegerLookup(vocabulary=None if is_adapted else [10, 20, 30])
+    if is_adapted:
+        lookup.adapt(np.array([[10], [20], [30], [20]]))
+    inputs = keras.Input((1,), dtype="int64")
+    model = keras.Model(inputs, keras.layers.Embedding(4, D)(lookup(inputs)))
+    larger, new = extend(model, words)
+    assert larger.layers[1](np.array([40])).numpy().tolist() == new.ids.tolist() == [4]
+    x = np.array([[10], [20], [30], [99]])
+    assert (bits(larger(x).numpy()) == bits(model(x).numpy())).all()
+    with pytest.raises(TypeError, match="integers only"):
+        extend(model, ["forty"])
+
+
+NUMBERS = np.array([[1.0], [2.0], [10.0]], "float32")
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (keras.layers.Normalization, NUMBERS),
+        (lambda: keras.layers.Discretization(num_bins=3), NUMBERS),
+        (lambda: keras.layers.IntegerLookup(output_mode="one_hot"), np.array([[1], [2], [2]])),
+        (lambda: keras.layers.StringLookup(output_mode="tf_idf"), np.array([["x"], ["y"], ["x"]])),
+        (lambda: keras.layers.TextVectorization(output_mode="tf_idf"), np.array([["x y"]] * 3)),
+    ],
+    ids=["Normalization", "Discretization", "integers", "strings", "texts"],
+)
+@pytest.mark.parametrize("is_subclassed", [False, True])
+def test_what_layers_adapted_is_in_the_copy(layer, values, is_subclassed):
+    layer = layer()
+    layer.adapt(values)
+    ids, other = keras.Input((2,), dtype="int32"), keras.Input((1,), dtype=values_dtype(values))
+    if is_subclassed:
+        model = Beside(keras.layers.Embedding(V, D), layer)
+        x = [tf.constant([[1, 2]] * 3), tf.constant(values)]
+        model(x)
+    else:
+        flat = keras.layers.Flatten()(keras.layers.Embedding(V, D)(ids))
+        side = keras.layers.Flatten()(keras.ops.cast(layer(other), "float32"))
+        model = keras.Model([ids, other], keras.layers.Concatenate()([flat, side]))
+        x = [tf.constant([[1, 2]] * 3), tf.constant(values)]
+    larger, _ = extend(model, NEW)
+    assert (bits(larger(x).numpy()) == bits(model(x).numpy())).all()
+
+
+def values_dtype(values):
+    return "string" if values.dtype.kind == "U" else values.dtype.name
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class Beside(keras.Model):
+    """A subclassed model that follows `get_config`, with a table and what was adapted."""
+
+    def __init__(self, words, other, **kwargs):
+        super().__init__(**kwargs)
+        self.words, self.other = words, other
+        self.head = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        flat = keras.ops.reshape(self.words(inputs[0]), (3, 2 * D))
+        side = keras.ops.cast(self.other(inputs[1]), "float32")
+        return keras.ops.concatenate([self.head(flat), side], axis=-1)
+
+    def get_config(self):
+        parts = {"words": self.words, "other": self.other}
+        serialized = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
+        return {**super().get_config(), **serialized}
+
+    @classmethod
+    def from_config(cls, config):
+        parts = {
+            key: keras.saving.deserialize_keras_object(config.pop(key))
+            for key in ("words", "other")
+        }
+        return cls(**parts, **config)
+
+    def build(self, input_shape):
+        self.words.build(input_shape[0])
+        if not self.other.built:
+            self.other.build(input_shape[1])
+        self.head.build((None, 2 * D))
+        self.built = True
+
+
+def test_two_towers_share_a_table_and_each_lookup_learns():
+    words = keras.layers.Embedding(6, D, name="words")
+    lookups = [keras.layers.StringLookup(vocabulary=list("abcde")) for _ in range(2)]
+    inputs = [keras.Input((1,), dtype="string") for _ in lookups]
+    towers = [words(look(each)) for look, each in zip(lookups, inputs, strict=True)]
+    larger, new = extend(keras.Model(inputs, keras.layers.Add()(towers)), ["f"])
+    learned = [each for each in larger.layers if isinstance(each, keras.layers.StringLookup)]
+    assert [int(each(tf.constant("f"))) for each in learned] == [new.ids[0]] * 2
+    lookups[1].set_vocabulary(list("edcba"))
+    with pytest.raises(ValueError, match="must have one vocabulary"):
+        extend(keras.Model(inputs, keras.layers.Add()(towers)), ["f"])
+
+
+def test_a_lookup_of_another_table_of_the_same_size_stays():
+    inputs = [keras.Input((1,), dtype="string", name=name) for name in ("word", "country")]
+    lookups = [
+        keras.layers.StringLookup(vocabulary=list(letters), name=f"of_{letters}")
+        for letters in ("abcd", "wxyz")
+    ]
+    tables = [keras.layers.Embedding(5, D, name=name) for name in ("words", "countries")]
+    both = [table(look(x)) for table, look, x in zip(tables, lookups, inputs, strict=True)]
+    larger, new = extend(keras.Model(inputs, keras.layers.Add()(both)), ["e"], table="words")
+    assert new.ids.tolist() == [5]
+    assert larger.get_layer("of_wxyz").get_vocabulary() == lookups[1].get_vocabulary()
+    assert larger.get_layer("countries").input_dim == 5
+
+
+class Tokenizer:
+    """What the tokenizers of Hugging Face have, as far as it is asked for."""
+
+    def __init__(self, words):
+        self.ids = {word: place for place, word in enumerate(words)}
+
+    def get_vocab(self):
+        return dict(self.ids)
+
+    def add_tokens(self, words):
+        for word in words:
+            self.ids.setdefault(word, len(self.ids))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 10])
+@pytest.mark.parametrize("kind", ["duck", "tokenizers", "mapping", "list"])
+def test_words_go_where_a_tokenizer_outside_of_the_model_will_have_them(padding, kind):
+    words = list("abcdefg")
+    vocabulary = {
+        "duck": lambda: Tokenizer(words),
+        "tokenizers": lambda: hugging_face(words),
+        "mapping": lambda: dict(zip(words, range(7), strict=True)),
+        "list": lambda: words,
+    }[kind]()
+    table = embedding(np.random.default_rng(0).normal(size=(7 + padding, D)))
+    larger, new = extend(table, NEW, vocabulary=vocabulary)
+    assert new == Rows([7, 8], 7 + max(2, padding))
+    assert (bits(larger.get_weights()[0][:7]) == bits(table.get_weights()[0][:7])).all()
+    if hasattr(vocabulary, "add_tokens"):
+        assert set(vocabulary.get_vocab()) == set(words)
+        vocabulary.add_tokens(NEW)
+        assert [vocabulary.get_vocab()[word] for word in NEW] == new.ids.tolist()
+        if padding:
+            with pytest.raises(ValueError, match=r"rows of its \d+ already"):
+                extend(table, NEW, vocabulary=vocabulary)
+        else:
+            assert extend(table, NEW, vocabulary=vocabulary)[1] == new
+    with pytest.raises(ValueError, match=r"8 ids.*7 rows"):
+        extend(embedding(np.ones((7, D))), NEW, vocabulary=list("abcdefgh"))
+
+
+def hugging_face(words):
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {word: place for place, word in enumerate(words)}
+    return tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token=words[0]))
+
+
+# ---- a vocabulary that changed ----
+
+
+@given(st.permutations(list("abcdef")), st.integers(0, 6), st.integers(0, 2))
+def test_rows_move_by_word_to_another_vocabulary(words, num_kept, num_new):
+    old = list("abcdef")
+    new_words = [*words[: max(num_kept, 1)], *(f"new{place}" for place in range(num_new))]
+    lookup = keras.layers.StringLookup(vocabulary=old, name="lookup")
+    model = beneath(lookup, 7)
+    moved, new = change_vocabulary(model, ["[UNK]", *old], ["[UNK]", *new_words])
+    learned = moved.layers[1]
+    assert learned.get_vocabulary() == ["[UNK]", *new_words]
+    text = tf.constant([[word] for word in [*words[: max(num_kept, 1)], "unknown"]])
+    assert (bits(moved(text).numpy()) == bits(model(text).numpy())).all()
+    assert new.ids.tolist() == list(range(len(new_words) + 1 - num_new, len(new_words) + 1))
+
+
+def test_a_lookup_that_was_adapted_again_gets_its_rows_back():
+    lookup = adapted("strings")
+    model = beneath(lookup, lookup.vocabulary_size())
+    old = lookup.get_vocabulary()
+    expected = model(tf.constant([["cat"], ["hen"]])).numpy()
+    lookup.adapt(["hen", "hen", "hen", "yak", "yak", "cat"])
+    moved, new = change_vocabulary(model, old, lookup)
+    assert (bits(moved(tf.constant([["cat"], ["hen"]])).numpy()) == bits(expected)).all()
+    assert new.ids.tolist() == [moved.layers[1].get_vocabulary().index("yak")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (list("abcdefgh"), list("ab"), "8 ids.*7 rows"),
+        (list("abcdefg"), list("xyz"), "in common"),
+        (list("abcdefg"), list("gfe"), "which is neither"),
+    ],
+)
+def test_vocabularies_that_do_not_fit_are_refused(old, new, message):
+    model = beneath(keras.layers.StringLookup(vocabulary=list("uvwxyz")), 7)
+    with pytest.raises(ValueError, match=message):
+        change_vocabulary(model, old, new)
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class OfWords(keras.Model):
+    """A subclassed model whose words say how large its table is."""
+
+    def __init__(self, words, **kwargs):
+        super().__init__(**kwargs)
+        self.words = words
+        self.lookup = keras.layers.StringLookup(vocabulary=words)
+        self.table = keras.layers.Embedding(len(words) + 1, D)
+
+    def call(self, inputs):
+        return self.table(self.lookup(inputs))
+
+    def get_config(self):
+        return {**super().get_config(), "words": self.words}
+
+
+def test_a_config_that_holds_the_words_gets_the_new_ones():
+    model, text = OfWords(["cat", "dog"]), tf.constant([["cat"], ["unknown"]])
+    expected = model(text).numpy()
+    larger, new = extend(model, NEW)
+    assert larger.words == ["cat", "dog", *NEW]
+    assert larger.lookup(tf.constant(NEW)).numpy().tolist() == new.ids.tolist() == [3, 4]
+    assert (bits(larger(text).numpy()) == bits(expected)).all()
+
+
+def test_a_tokenizer_that_takes_no_tokens_is_refused():
+    class Deaf(Tokenizer):
+        def add_tokens(self, words):
+            pass
+
+    with pytest.raises(ValueError, match="must take the new words by `add_tokens`"):
+        extend(embedding(np.ones((7, D))), NEW, vocabulary=Deaf(list("abcdefg")))

@@ -626,3 +626,91 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)  # Python's way to say that there is none
     with pytest.raises(ImportError, match=r'pip install "maskedgrad\[patch\]"'):
         RowPatch.load(tmp_path / "patch")
+
+
+# ---- a patch that knows its words ----
+
+WORDS = [f"w{place}" for place in range(NUM_ROWS)]
+
+
+def patch_with_words(ids=(3, 7)):
+    model = classifier(list(ids))
+    before = RowPatch.from_model(model, vocabulary=WORDS)
+    train(model)
+    return RowPatch.from_model(model, before, vocabulary=WORDS), model
+
+
+@given(st.permutations(WORDS), st.integers(0, 3))
+def test_a_patch_goes_by_word_to_a_model_of_another_vocabulary(words, num_more):
+    """Reordered, and grown by words that the patch does not know."""
+    patch, model = patch_with_words()
+    trained = model.get_weights()[0]
+    vocabulary = [*words, *(f"new{place}" for place in range(num_more))]
+    matrix = np.zeros((len(vocabulary), WIDTH), "float32")
+    matrix[:NUM_ROWS] = MATRIX[[WORDS.index(word) for word in words]]
+    other = classifier([0], matrix, compiled=False)
+    patch.apply_to(other, vocabulary=vocabulary)
+    table = other.get_weights()[0]
+    for row, word in enumerate(words):
+        assert (bits(table[row]) == bits(trained[WORDS.index(word)])).all()
+    patch.revert(other, vocabulary=vocabulary)
+    assert (bits(other.get_weights()[0]) == bits(matrix)).all()
+
+
+@pytest.mark.parametrize("shift", [1, -1, 2])
+def test_a_vocabulary_that_is_shifted_is_refused(shift):
+    patch, _ = patch_with_words()
+    model = classifier([0], compiled=False)
+    shifted = [WORDS[(place + shift) % NUM_ROWS] for place in range(NUM_ROWS)]
+    with pytest.raises(ValueError, match=r"other rows for.*strict=False"):
+        patch.apply_to(model, vocabulary=shifted)
+    assert (bits(model.get_weights()[0]) == bits(MATRIX)).all()
+
+
+def test_words_are_saved_with_a_patch(tmp_path):
+    patch, _ = patch_with_words()
+    patch.save(tmp_path / "patch")
+    loaded = RowPatch.load(tmp_path / "patch")
+    assert loaded == patch
+    assert loaded.tables[PATH].words == ("w3", "w7")
+    assert loaded.tables[PATH].anchors == patch.tables[PATH].anchors
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (WORDS[:5], "none for the rows Rows\\('7'"),
+        ([*WORDS, "more"], "40 rows.*41 ids"),
+        ({"nowhere": WORDS}, "integers"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_makes_no_patch(vocabulary, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        RowPatch.from_model(classifier([3, 7]), vocabulary=vocabulary)
+
+
+def test_a_patch_of_unknown_words_is_refused():
+    patch, _ = patch_with_words()
+    model = classifier([0], compiled=False)
+    with pytest.raises(ValueError, match="without \\['w7'\\]"):
+        patch.apply_to(model, vocabulary=["" if word == "w7" else word for word in WORDS])
+    plain = RowPatch.from_model(classifier([3, 7]))
+    with pytest.raises(ValueError, match="must know the words of its rows"):
+        plain.apply_to(model, vocabulary=WORDS)
+
+
+def test_each_table_has_its_vocabulary():
+    inputs = keras.Input((4,), dtype="int32")
+    users, items = (keras.layers.Embedding(3, 2, name=name) for name in ("users", "items"))
+    model = MaskedModel(inputs, users(inputs) + items(inputs))
+    model.compile("adamw", loss="mse", trainable_rows={users: [1], items: [2]})
+    names = {"users/embeddings": ["a", "b", "c"], "items/embeddings": ["x", "y", "z"]}
+    patch = RowPatch.from_model(model, vocabulary=names)
+    assert [table.words for table in patch.tables.values()] == [("b",), ("z",)]
+    with pytest.raises(ValueError, match="mapping from the path of a table"):
+        RowPatch.from_model(model, vocabulary=["a", "b", "c"])
+
+
+def test_words_are_one_for_each_row():
+    with pytest.raises(ValueError, match=r"must be 1, one for each row\. Received: 2"):
+        TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0" * 64, words=("a", "b"))

@@ -46,10 +46,9 @@ NAMES = [
         "__internal__", "masking/masking.py", "tables are written once for all replicas of a step"
     ),
     Name("_distribution_strategy", "masking/inner.py", "a trial of an optimizer needs one device"),
+    Name("_flatten_layers", "vectors/layers.py", "the layers inside of a layer that is no model"),
     Name("_get_control_flow_context", "masking/tracing.py", "whether XLA is to compile a graph"),
-    Name(
-        "_inbound_nodes", "vectors/extension.py", "what an operation is called with, constants too"
-    ),
+    Name("_inbound_nodes", "vectors/layers.py", "what an operation is called with, constants too"),
     Name("_initial_epoch", "callbacks/backup.py", "a callback says which epoch `fit` starts from"),
     Name(
         "_maybe_symbolic_build",
@@ -200,6 +199,17 @@ def test_a_variable_is_what_it_holds():
     changed.assign_add(np.ones((3, 2), "float32"))
     assert (kept.numpy() == 3.0).all()
     assert (changed.numpy() == 3.0).all()
+
+
+@guards("_flatten_layers")
+def test_the_layers_inside_of_a_layer_are_listed_an_outer_one_before_its_own():
+    inner = keras.layers.Dense(1)
+    outer = keras.layers.TimeDistributed(inner)
+    model = keras.Sequential([keras.Input((3, 2)), outer])
+    layers = of(model, "_flatten_layers")()
+    assert layers[0] is model
+    assert layers.index(outer) < layers.index(inner)
+    assert [layer for layer in layers if layer is inner] == [inner]
 
 
 @guards("_inbound_nodes")

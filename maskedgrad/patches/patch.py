@@ -25,6 +25,7 @@ from maskedgrad.patches.table import (
     frozen_digest,
     variable_at,
 )
+from maskedgrad.patches.words import by_path, check_anchors, moved, with_words
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 
@@ -74,7 +75,9 @@ class RowPatch:
         return checksum(*self._parts())
 
     @classmethod
-    def from_model(cls, model: keras.Model, original: "RowPatch | None" = None) -> "RowPatch":
+    def from_model(
+        cls, model: keras.Model, original: "RowPatch | None" = None, *, vocabulary: Any = None
+    ) -> "RowPatch":
         """The rows that the model's `MaskedOptimizer` trains, as they are now.
 
         Args:
@@ -82,12 +85,17 @@ class RowPatch:
             original: what `from_model` returned before the training. With it
                 the patch holds the original values, and can be reverted also
                 in a model that was saved with the patch applied.
+            vocabulary: the words of the table's rows, as for `row_ids`. With
+                it the patch knows its words, and can be applied to a model of
+                another vocabulary. For several tables a mapping from the path
+                of each to its vocabulary.
 
         Raises:
             TypeError: `original` is no `RowPatch`.
             ValueError: the model is not built or has no `MaskedOptimizer`; it
-                trains rows along another axis than the first; or `original`
-                is of other rows, or of other frozen rows.
+                trains rows along another axis than the first; `original`
+                is of other rows, or of other frozen rows; or a row has no word
+                in `vocabulary`.
 
         Example:
 
@@ -106,18 +114,20 @@ class RowPatch:
             )
         tables = masked_tables(model)
         _check_can_be_patched(model, tables)
-        patch = cls(
-            *(
-                TablePatch(
-                    path=table.path,
-                    rows=table.rows,
-                    values=read_rows(table.variable, table.rows.ids),
-                    original=None,
-                    digest=frozen_digest(table.variable, table.rows),
-                )
-                for table in tables
+        vocabularies = by_path(vocabulary, [table.path for table in tables])
+        patches = []
+        for table in tables:
+            taken = TablePatch(
+                path=table.path,
+                rows=table.rows,
+                values=read_rows(table.variable, table.rows.ids),
+                original=None,
+                digest=frozen_digest(table.variable, table.rows),
             )
-        )
+            if table.path in vocabularies:
+                taken = with_words(taken, table.variable, vocabularies[table.path])
+            patches.append(taken)
+        patch = cls(*patches)
         return patch if original is None else _with_original(patch, original)
 
     def save(self, path: FilePath) -> None:
@@ -162,6 +172,8 @@ class RowPatch:
                         values=tensors[f"{table_path}/values"],
                         original=tensors.get(f"{table_path}/original"),
                         digest=_digest(header),
+                        words=tuple(header["words"]) if "words" in header else None,
+                        anchors=header.get("anchors"),
                     )
                     for table_path, header in headers.items()
                 )
@@ -174,7 +186,12 @@ class RowPatch:
         return patch
 
     def applied(
-        self, model: keras.Model, strict: bool = True, allow_nonfinite: bool = False
+        self,
+        model: keras.Model,
+        strict: bool = True,
+        allow_nonfinite: bool = False,
+        *,
+        vocabulary: Any = None,
     ) -> AppliedRowPatch:
         """A context in which the patch is applied to a model, and after which it is reverted.
 
@@ -188,10 +205,15 @@ class RowPatch:
                 trained over. That reads the tables as a whole. Where it is
                 left out a `UserWarning` says so.
             allow_nonfinite: whether values may be infinite or NaN.
+            vocabulary: the words of the model's rows, as in `from_model`. With
+                it the rows go by their words, to whatever ids they have here,
+                and the frozen rows are compared by word too: those of some
+                words that the patch noted, and not the table as a whole.
 
         Raises:
             ValueError: the model lacks a table, or has it in another shape or
-                dtype or with other frozen rows; or values are not finite. On
+                dtype or with other frozen rows; values are not finite; or the
+                vocabulary lacks a word, or is not that of the table. On
                 entering, if one of the rows is patched already.
 
         Example:
@@ -209,10 +231,15 @@ class RowPatch:
         >>> np.array_equal(words.get_weights()[0], trained)
         True
         """
-        return self._applied(model, strict, allow_nonfinite)
+        return self._applied(model, strict, allow_nonfinite, vocabulary)
 
     def apply_to(
-        self, model: keras.Model, strict: bool = True, allow_nonfinite: bool = False
+        self,
+        model: keras.Model,
+        strict: bool = True,
+        allow_nonfinite: bool = False,
+        *,
+        vocabulary: Any = None,
     ) -> None:
         """Overwrites rows of a model's tables with the values of the patch.
 
@@ -234,9 +261,9 @@ class RowPatch:
         >>> words.get_weights()[0].all(axis=1).tolist()
         [True, False, True, True, False]
         """
-        self._applied(model, strict, allow_nonfinite).__enter__()
+        self._applied(model, strict, allow_nonfinite, vocabulary).__enter__()
 
-    def revert(self, model: keras.Model) -> None:
+    def revert(self, model: keras.Model, *, vocabulary: Any = None) -> None:
         """Restores the rows that `apply_to` overwrote; see there for an example.
 
         In a model that was saved with the patch applied, and then loaded, the
@@ -244,19 +271,25 @@ class RowPatch:
 
         Args:
             model: a model that the patch is applied to.
+            vocabulary: that by which it was applied.
 
         Raises:
             ValueError: the patch is not applied to it; or it was not applied
                 in this process, and holds no original values.
         """
-        revert(model, self._placements(model))
+        revert(model, self._placements(model, vocabulary))
 
-    def _applied(self, model: keras.Model, strict: bool, allow_nonfinite: bool) -> AppliedRowPatch:
-        placements = self._placements(model)
+    def _applied(
+        self, model: keras.Model, strict: bool, allow_nonfinite: bool, vocabulary: Any
+    ) -> AppliedRowPatch:
+        placements = self._placements(model, vocabulary)
+        vocabularies = by_path(vocabulary, list(self.tables))
         for patch, variable in placements:
             if not allow_nonfinite:
                 check_finite(patch)
-            if strict:
+            if strict and patch.path in vocabularies:
+                check_anchors(patch, variable, vocabularies[patch.path])
+            elif strict:
                 check_base(patch, variable)
         if not strict:
             warnings.warn(
@@ -266,11 +299,15 @@ class RowPatch:
             )
         return AppliedRowPatch(model, placements)
 
-    def _placements(self, model: keras.Model) -> list[Placement]:
+    def _placements(self, model: keras.Model, vocabulary: Any) -> list[Placement]:
         variables = model.weights
-        placements = [
-            Placement(table, variable_at(table.path, variables)) for table in self.tables.values()
-        ]
+        vocabularies = by_path(vocabulary, list(self.tables))
+        placements = []
+        for path, table in self.tables.items():
+            variable = variable_at(path, variables)
+            by_word = path in vocabularies
+            patch = moved(table, variable, vocabularies[path]) if by_word else table
+            placements.append(Placement(patch, variable))
         for placement in placements:
             check_fits(*placement)
         return placements
@@ -281,6 +318,8 @@ class RowPatch:
         tensors: dict[str, np.ndarray] = {}
         for path, table in self.tables.items():
             headers[path] = {"num_rows": table.rows.num_rows, "digest": table.digest}
+            if table.words is not None:
+                headers[path] |= {"words": list(table.words), "anchors": dict(table.anchors or {})}
             tensors[f"{path}/ids"] = table.ids
             tensors[f"{path}/values"] = table.values
             if table.original is not None:

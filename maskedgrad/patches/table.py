@@ -1,7 +1,7 @@
 """`TablePatch`: the trained rows of one table, and whether they fit a table in memory."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import keras
@@ -24,9 +24,11 @@ class TablePatch:
         original: `None`, or an array of the shape and dtype of `values`: the
             rows before training. It is copied.
         digest: string, `frozen_digest` of the table.
+        words: `None`, or the K words of the rows.
+        anchors: `None`, or digests of some frozen rows, by their words.
 
     Raises:
-        ValueError: `values` or `original` does not fit the rest.
+        ValueError: `values`, `words` or `original` does not fit the rest.
 
     Example:
 
@@ -40,6 +42,8 @@ class TablePatch:
     values: np.ndarray
     original: np.ndarray | None
     digest: str
+    words: tuple[str, ...] | None = None
+    anchors: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _read_only(self.values))
@@ -47,6 +51,11 @@ class TablePatch:
             raise ValueError(
                 f"The values of {self.path!r} must be of shape ({len(self.rows)}, ...), a row for "
                 f"each id. Received: values of shape {self.values.shape}"
+            )
+        if self.words is not None and len(self.words) != len(self.rows):
+            raise ValueError(
+                f"The words of {self.path!r} must be {len(self.rows)}, one for each row. "
+                f"Received: {len(self.words)}"
             )
         if self.original is None:
             return

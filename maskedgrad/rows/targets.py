@@ -225,7 +225,36 @@ def variables_before_build(name: Named) -> list[keras.Variable]:
             f"{len(found)} variables{listing(found)}Name the table by its path, or "
             "what lies along one axis of all of them by `AlongAxis(layer, axis)`."
         )
+    if name.axis is None and found[0].name.endswith("kernel"):
+        raise ValueError(
+            f"It must be said along which axis the rows of {describe(layer)} lie, since it owns no "
+            f"table but a kernel. Received: the layer alone, with{listing(found)}"
+            "`AlongAxis(layer, -1)` names its outputs, another axis its inputs or places."
+        )
+    _check_one_length(name, found)
     return found
+
+
+def _check_one_length(name: Named, variables: Sequence[keras.Variable]) -> None:
+    """Raises a `ValueError` if the axis that is named is of several lengths in the variables."""
+    if len({v.shape[_axis_of(name, v)] for v in variables if len(v.shape)}) > 1:
+        raise ValueError(
+            f"{capitalized(describe(name.given))} must be of one length in all variables that it "
+            f"stands for. Received{listing(variables)}"
+            "Name them by their paths, each with its own axis."
+        )
+
+
+def _check_axis_is_said(name: Named, variables: Sequence[keras.Variable]) -> None:
+    """Raises a `ValueError` if a path stands for a transposed table, and no axis was given."""
+    turned = [v for v in variables if v.name == "reverse_embeddings"]
+    if turned and isinstance(name.given, str):
+        raise ValueError(
+            f"It must be said along which axis the rows of {turned[0].path!r} lie, since it is a "
+            f"table turned round, of shape {tuple(turned[0].shape)}. Received: {name.given!r}. "
+            f"The tokens are `AlongAxis({turned[0].path!r}, 1)`; name the table beside it by "
+            "its own path."
+        )
 
 
 def _trained_by(layer: keras.Layer) -> list[keras.Variable]:
@@ -300,7 +329,9 @@ def _variables_of(name: Named, variables: Sequence[keras.Variable]) -> list[kera
     if isinstance(what, SavedTable):
         return find_saved(what, variables)
     if isinstance(what, str):
-        return _of_path(what, variables)
+        found = _of_path(what, variables)
+        _check_axis_is_said(name, found)
+        return found
     if isinstance(what, keras.Layer) and not what.built:
         raise ValueError(
             f"{capitalized(describe(what))} is not built, so it is not part of what is trained. "
@@ -314,11 +345,6 @@ def _variables_of(name: Named, variables: Sequence[keras.Variable]) -> list[kera
                 f"that are trained{listing(variables)}Is it the layer that the model uses, "
                 "and is every layer and model around it trainable?"
             )
-    if len({v.shape[_axis_of(name, v)] for v in found if len(v.shape)}) > 1:
-        raise ValueError(
-            f"{capitalized(describe(name.given))} must be of one length in all variables of the "
-            f"layer. Received{listing(found)}Name them by their paths, each with its own axis."
-        )
     return found
 
 

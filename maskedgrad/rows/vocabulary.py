@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
+
 
 def row_ids(words: Sequence[str], vocabulary: Any) -> npt.NDArray[np.int64]:
     """The ids of words in a vocabulary.
@@ -18,9 +20,9 @@ def row_ids(words: Sequence[str], vocabulary: Any) -> npt.NDArray[np.int64]:
     Args:
         words: a sequence of strings, K of them.
         vocabulary: a list or tuple of words in the order of their ids; a
-            mapping from word to id, such as `tokenizer.get_vocab()`; or a
-            `keras.layers.StringLookup` or `TextVectorization` that holds its
-            words.
+            mapping from word to id; a `keras.layers.StringLookup`,
+            `IntegerLookup` or `TextVectorization` that holds its words; or a
+            tokenizer of Hugging Face or keras_hub.
 
     Returns:
         An int64 array of shape `(K,)`, in the order of `words`.
@@ -56,8 +58,14 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
     >>> ids_by_word(keras.layers.StringLookup(vocabulary=["cat"]))
     {'[UNK]': 0, 'cat': 1}
     """
-    if isinstance(vocabulary, (keras.layers.StringLookup, keras.layers.TextVectorization)):
+    if isinstance(vocabulary, LOOKUPS):
         return _ids_of_lookup(vocabulary)
+    if hasattr(vocabulary, "get_vocab"):  # a tokenizer of Hugging Face
+        return _checked_ids(vocabulary.get_vocab())
+    if hasattr(vocabulary, "get_vocabulary") and hasattr(vocabulary, "token_to_id"):
+        return {
+            str(word): int(vocabulary.token_to_id(word)) for word in vocabulary.get_vocabulary()
+        }
     if isinstance(vocabulary, Mapping):
         return _checked_ids(vocabulary)
     if isinstance(vocabulary, (list, tuple)):
@@ -72,8 +80,8 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
         return id_of
     raise TypeError(
         "A vocabulary must be a list or tuple of words, a mapping from word to id, a "
-        f"`StringLookup` or a `TextVectorization`. Received: {type(vocabulary).__name__}. "
-        "A Hugging Face tokenizer gives a mapping by `tokenizer.get_vocab()`."
+        "`StringLookup`, `IntegerLookup` or `TextVectorization`, or a tokenizer. "
+        f"Received: {type(vocabulary).__name__}."
     )
 
 

@@ -3,6 +3,14 @@
 from maskedgrad.vectors.extension import extend
 from maskedgrad.vectors.loading import VectorReport, load_vectors
 from maskedgrad.vectors.merging import merge_two_tables
+from maskedgrad.vectors.moving import change_vocabulary
 from maskedgrad.vectors.pretrained import pretrained_embedding
 
-__all__ = ["VectorReport", "extend", "load_vectors", "merge_two_tables", "pretrained_embedding"]
+__all__ = [
+    "VectorReport",
+    "change_vocabulary",
+    "extend",
+    "load_vectors",
+    "merge_two_tables",
+    "pretrained_embedding",
+]

@@ -170,7 +170,7 @@ def _check_end(file: Any, end_of_input: int, most_bytes: float) -> None:
         _read_bytes(file, 1)
 
 
-def _read(file: Any, form: struct.Struct) -> tuple:
+def _read(file: Any, form: struct.Struct) -> tuple[Any, ...]:
     return form.unpack(_read_bytes(file, form.size))
 
 

@@ -6,9 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from maskedgrad import MaskedOptimizer
+from maskedgrad import AlongAxis, MaskedOptimizer
 from maskedgrad.rows.saved import decode_trainable_rows, encode_trainable_rows, saved_table
 from maskedgrad.rows.targets import named, resolve
+from tests.features import feature
+
+ReversibleEmbedding = feature("layers.ReversibleEmbedding")
+if ReversibleEmbedding is None:  # keras_hub had it before Keras did
+    from keras_hub.layers import ReversibleEmbedding
 
 
 def variable(path, shape):
@@ -135,3 +140,42 @@ def test_layers_of_one_name_are_two_tables_in_every_form():
     again.build(variables)
     found = [(id(table.variable), list(table.rows)) for table in again.masked_tables()]
     assert found == [(id(variables[0]), [0, 1]), (id(variables[1]), [2])]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Conv2D(4, 3, use_bias=False),
+        keras.layers.Conv1D(4, 3, use_bias=False),
+        keras.layers.DepthwiseConv2D(3, use_bias=False),
+        keras.layers.Dense(4, use_bias=False),
+        keras.layers.EinsumDense("...a,ab->...b", 4),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_of_a_kernel_must_say_its_axis(layer):
+    """The first axis of such a kernel is its height, or what comes in."""
+    ranks = {"Conv2D": 4, "DepthwiseConv2D": 4, "Conv1D": 3, "Dense": 2, "EinsumDense": 2}
+    layer.build((1, 8, 8, 5)[-ranks[type(layer).__name__] :])
+    with pytest.raises(ValueError, match=r"which axis.*AlongAxis\(layer, -1\)|which axis(.|\n)*-1"):
+        named({layer: [0]})
+    assert named({AlongAxis(layer, -1): [0]})
+
+
+@pytest.mark.parametrize("pattern", [".*embeddings", "tokens/reverse_embeddings"])
+def test_a_table_that_is_turned_round_must_say_its_axis(pattern):
+    tokens = ReversibleEmbedding(5, 5, tie_weights=False, name="tokens")
+    tokens.build()
+    with pytest.raises(ValueError, match=r"AlongAxis\('tokens/reverse_embeddings', 1\)"):
+        resolve(named({pattern: [4]}), tokens.weights)
+    turned = AlongAxis("tokens/reverse_embeddings", 1)
+    tables = resolve(named({"tokens/embeddings": [4], turned: [4]}), tokens.weights)
+    assert [table.axis for table in tables] == [0, 1]
+
+
+@pytest.mark.parametrize("rows", [[0], [3], [100]])
+def test_an_axis_of_several_lengths_is_refused_for_what_it_is(rows):
+    layer = keras.layers.SeparableConv2D(4, 3)
+    layer.build((1, 8, 8, 5))
+    with pytest.raises(ValueError, match="must be of one length"):
+        named({AlongAxis(layer, -1): rows})

@@ -1,0 +1,134 @@
+"""The words of a patch: by them its rows are found in a model of another vocabulary."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from maskedgrad.masking.tables import read_rows
+from maskedgrad.messages import shorten
+from maskedgrad.patches.table import TablePatch, patches_in
+from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.vocabulary import ids_by_word, sample
+
+NUM_ANCHORS = 64
+
+
+def by_path(vocabulary: Any, paths: Sequence[str]) -> dict[str, Any]:
+    """The vocabulary of each table, by path, of one vocabulary or a mapping from path to them.
+
+    Raises:
+        ValueError: it is not said which table a vocabulary is of.
+    """
+    if vocabulary is None:
+        return {}
+    if isinstance(vocabulary, Mapping) and vocabulary and set(vocabulary) <= set(paths):
+        return dict(vocabulary)
+    if len(paths) != 1:
+        raise ValueError(
+            "`vocabulary` must be a mapping from the path of a table to its vocabulary where a "
+            f"patch has several tables, {list(paths)}. Received: {shorten(vocabulary)}"
+        )
+    return {paths[0]: vocabulary}
+
+
+def with_words(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> TablePatch:
+    """A patch that knows the words of its rows, and some words of the frozen rows around them.
+
+    Raises:
+        ValueError: a row has no word, or the vocabulary knows more ids than
+            the table has rows.
+    """
+    id_of = _ids_within(vocabulary, patch.rows.num_rows, patch.path)
+    word_of = {id_: word for word, id_ in id_of.items()}
+    nameless = [id_ for id_ in patch.ids.tolist() if id_ not in word_of]
+    if nameless:
+        raise ValueError(
+            f"`vocabulary` must have a word for each row of the patch. Received: {len(id_of)} "
+            f"words, and none for the rows {Rows(nameless, patch.rows.num_rows)} of {patch.path!r}"
+        )
+    words = tuple(word_of[id_] for id_ in patch.ids.tolist())
+    patched = [other.patch.ids for other in patches_in(variable)]
+    taken = set(np.concatenate([patch.ids, *patched]).tolist())
+    around = sorted(id_ for id_ in word_of if id_ not in taken)
+    chosen = [
+        around[int(i)] for i in np.linspace(0, len(around) - 1, min(NUM_ANCHORS, len(around)))
+    ]
+    anchors = {word_of[id_]: _digest(variable, id_) for id_ in dict.fromkeys(chosen)}
+    return dataclasses.replace(patch, words=words, anchors=anchors)
+
+
+def moved(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> TablePatch:
+    """A patch for the rows that its words have in another vocabulary.
+
+    Raises:
+        ValueError: the patch does not know its words, or the vocabulary lacks
+            one of them, or does not fit the table.
+    """
+    if patch.words is None:
+        raise ValueError(
+            f"The patch must know the words of its rows of {patch.path!r} to go by a vocabulary. "
+            "Received: one without. It knows them if it was made by "
+            "`RowPatch.from_model(model, vocabulary=...)`."
+        )
+    num_rows = int(variable.shape[0])
+    id_of = _ids_within(vocabulary, num_rows, patch.path)
+    absent = [word for word in patch.words if word not in id_of]
+    if absent:
+        raise ValueError(
+            f"`vocabulary` must hold each word of the patch of {patch.path!r}. Received: "
+            f"{len(id_of)} words, without {sample(absent)}"
+        )
+    ids = np.array([id_of[word] for word in patch.words], dtype=np.int64)
+    order = np.argsort(ids)
+    return dataclasses.replace(
+        patch,
+        rows=Rows(ids, num_rows),
+        values=patch.values[order],
+        original=None if patch.original is None else patch.original[order],
+        words=tuple(patch.words[place] for place in order),
+    )
+
+
+def check_anchors(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> None:
+    """Raises a `ValueError` if frozen rows are not, by word, those that a patch was trained over.
+
+    Of a table in another order not every row can be compared, only those of
+    the words that the patch noted: enough to see a vocabulary that is shifted,
+    or other vectors.
+    """
+    id_of = ids_by_word(vocabulary)
+    patched = {int(id_) for other in patches_in(variable) for id_ in other.patch.ids}
+    found = {
+        word: digest
+        for word, digest in (patch.anchors or {}).items()
+        if word in id_of and id_of[word] not in patched
+    }
+    differ = [word for word, digest in found.items() if _digest(variable, id_of[word]) != digest]
+    if differ or not found:
+        told = f"other rows for {sample(differ)}" if differ else "none of the words around them"
+        raise ValueError(
+            f"The frozen rows of {patch.path!r} must be, by word, those that the patch was trained "
+            f"over. Received: a model and a vocabulary with {told}. Is the vocabulary the one of "
+            "this table, in its order? To apply the patch over other vectors all the same: "
+            "strict=False."
+        )
+
+
+def _ids_within(vocabulary: Any, num_rows: int, path: str) -> dict[str, int]:
+    id_of = ids_by_word(vocabulary)
+    size = max(id_of.values(), default=-1) + 1
+    if size > num_rows:
+        raise ValueError(
+            f"`vocabulary` must fit the table {path!r}, which has {num_rows} rows. "
+            f"Received: a vocabulary of {size} ids"
+        )
+    return id_of
+
+
+def _digest(variable: keras.Variable, id_: int) -> str:
+    row = read_rows(variable, np.array([id_]))
+    return hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""What a model is made of: its layers, its tables, and what its graph calls them with."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from maskedgrad.rows.targets import describe
+
+# Operations that hand on the values of ids as they are, in another shape or dtype.
+SHAPING = {
+    "Cast",
+    "Concatenate",
+    "ExpandDims",
+    "Flatten",
+    "GetItem",
+    "Identity",
+    "Permute",
+    "Ravel",
+    "Reshape",
+    "Squeeze",
+    "Stack",
+    "Transpose",
+}
+
+
+def layers_in(layer: Any) -> list[Any]:
+    """A layer and all layers inside of it, at any depth, each once, an outer one before its own."""
+    # Keras has no public name for the layers inside of a layer that is no model.
+    return list(layer._flatten_layers())
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is remade from its layers, and not by a constructor of its own."""
+    if isinstance(model, keras.Sequential):
+        return True
+    if not isinstance(model, keras.Model) or not hasattr(model, "operations"):
+        return False
+    try:
+        return "input_layers" in model.get_config()
+    except Exception:  # a layer in it has no config: what remakes the graph says which
+        return True
+
+
+def tables_in(layer: Any) -> list[Any]:
+    """The embedding layers in a layer or model, at any depth, each once."""
+    found = {id(each): each for each in layers_in(layer)}
+    return [each for each in found.values() if isinstance(each, keras.layers.Embedding)]
+
+
+def table_in(model: Any, table: Any) -> Any:
+    """The embedding layer that `table` names; where it is `None`, the one of the words.
+
+    Raises:
+        ValueError: none is meant, or any of several may be.
+    """
+    tables = tables_in(model)
+    named = [each for each in tables if table is None or table is each or table == each.name]
+    if table is None and len(named) > 1:
+        named = _tables_of_tokens(model, tables)
+    if len(named) != 1:
+        raise ValueError(
+            "The model must have one embedding layer that `table` names, or one in all. "
+            f"Received: table={getattr(table, 'name', table)!r}, and "
+            f"the embedding layers {[each.path for each in tables]}. Give the layer itself: "
+            "`table=model.get_layer(...)`. A table that is no `keras.layers.Embedding`, or in a "
+            "model that is not built, is not among them."
+        )
+    return named[0]
+
+
+def _tables_of_tokens(model: Any, tables: list[Any]) -> list[Any]:
+    """What models of keras_hub call their `token_embedding`, if all tables are of one of them."""
+    for layer in layers_in(model):
+        tokens = getattr(layer, "token_embedding", None)
+        if isinstance(tokens, keras.layers.Embedding):
+            return [tokens] if len(tables_in(layer)) == len(tables) else []
+    return [each for each in tables if each.name == "token_embedding"]
+
+
+def captured_values(model: Any) -> Iterator[tuple[Any, Any]]:
+    """The variables and arrays that a graph calls its operations with."""
+    for operation in _operations(model):
+        if is_graph(operation):
+            yield from captured_values(operation)
+        for node in _nodes(operation):
+            arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            for value in arguments:
+                if hasattr(value, "shape") and not keras.utils.is_keras_tensor(value):
+                    yield operation, value
+
+
+def lookups_before(model: Any, table: Any) -> dict[int, tuple[Any, bool]]:
+    """The lookups of a graph whose ids reach a table, by `id`, each with whether they are seen to
+    reach it as they are, through operations of `SHAPING` only.
+    """
+    if not is_graph(model):
+        return {}
+    producers = _producers(model)
+    waiting = [(tensor, True) for tensor in _looked_up(model, table)]
+    followed: set[tuple[int, bool]] = set()
+    found: dict[int, tuple[Any, bool]] = {}
+    while waiting:
+        tensor, as_it_is = waiting.pop()
+        if (id(tensor), as_it_is) in followed:
+            continue
+        followed.add((id(tensor), as_it_is))
+        for node in producers.get(id(tensor), []):
+            for lookup in _vocabularies_in(node.operation):
+                is_seen = as_it_is and lookup is node.operation
+                found[id(lookup)] = lookup, is_seen or found.get(id(lookup), (None, False))[1]
+            as_before = as_it_is and type(node.operation).__name__ in SHAPING
+            waiting.extend((source, as_before) for source in node.input_tensors)
+    return found
+
+
+def _vocabularies_in(operation: Any) -> list[Any]:
+    if not isinstance(operation, keras.Layer) or is_graph(operation):
+        return []
+    inside = [layer for layer in layers_in(operation) if hasattr(layer, "get_vocabulary")]
+    # What a `TextVectorization` looks words up with is a part of it.
+    return [operation] if operation in inside else inside
+
+
+def _looked_up(model: Any, table: Any) -> Iterator[Any]:
+    """The tensors that a table, or a layer that holds it, is called with in a graph."""
+    for operation in _operations(model):
+        if operation is table:
+            yield from (tensor for node in _nodes(table) for tensor in node.input_tensors)
+        elif isinstance(operation, keras.Layer) and table in layers_in(operation):
+            if is_graph(operation):
+                yield from _looked_up(operation, table)
+            else:
+                tensors = [tensor for node in _nodes(operation) for tensor in node.input_tensors]
+                yield from (tensor for tensor in tensors if "int" in str(tensor.dtype))
+
+
+def _producers(model: Any) -> dict[int, list[Any]]:
+    """The nodes that each tensor of a graph comes from, inputs of inner models included."""
+    found: dict[int, list[Any]] = {}
+    for operation in _operations(model):
+        for node in _nodes(operation):
+            found.update((id(tensor), [node]) for tensor in node.outputs)
+    for operation in _operations(model):
+        if is_graph(operation):
+            found.update(_producers(operation))
+            # What an inner model takes in is what it is called with.
+            called_with: dict[int, list[Any]] = {}
+            for node in _nodes(operation):
+                for inner, outer in zip(operation.inputs, node.input_tensors, strict=False):
+                    called_with.setdefault(id(inner), []).extend(found.get(id(outer), []))
+            found.update(called_with)
+    return found
+
+
+def _operations(model: Any) -> list[Any]:
+    return list(getattr(model, "operations", model.layers))
+
+
+def _nodes(operation: Any) -> list[Any]:
+    # Keras has no public name for the calls of an operation.
+    return list(operation._inbound_nodes)
+
+
+def by_hand(table: Any) -> str:
+    """What to do where a model cannot be remade."""
+    return (
+        "By hand: `larger, rows = maskedgrad.extend(layer, words)` for "
+        f"{describe(table)}, then make the model anew around `larger`, and set the other "
+        "layers' weights by `new_layer.set_weights(old_layer.get_weights())`."
+    )

@@ -1,0 +1,172 @@
+"""Lookup layers: which of them gives a table its ids, and copies that know more words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from maskedgrad.messages import shorten
+from maskedgrad.rows.targets import describe
+from maskedgrad.rows.vocabulary import LOOKUPS, sample
+from maskedgrad.vectors.layers import is_graph, layers_in, lookups_before, tables_in
+
+
+def is_lookup(layer: Any) -> bool:
+    """Whether a layer of Keras turns words into ids, or ids into words."""
+    return isinstance(layer, LOOKUPS)
+
+
+def lookups_of(model: Any, table: Any) -> list[Any]:
+    """The lookups of a model that give a table its ids.
+
+    In a graph these are the ones whose ids reach the table. A layer that does
+    not show what it calls is taken to look up in a table what fits it.
+
+    Raises:
+        ValueError: ids of a lookup reach the table in a way that is not seen
+            through, and so does none that is.
+    """
+    before = lookups_before(model, table)
+    seen = seen_lookups_of(model, table)
+    hidden = [lookup for lookup, is_seen in before.values() if not is_seen and _gives_ids(lookup)]
+    within = _beside_in_layers(model, table)
+    fitting = [lookup for lookup in within if lookup.vocabulary_size() == table.input_dim]
+    others = {each.input_dim for each in tables_in(model) if each is not table}
+    unclear = [lookup for lookup in within if lookup.vocabulary_size() not in others]
+    if not seen and not fitting and (hidden or unclear):
+        lookup = (hidden or unclear)[0]
+        raise ValueError(
+            f"It cannot be seen which row of {describe(table)} a word of {describe(lookup)} has: "
+            f"the lookup knows {lookup.vocabulary_size()} ids, the table has {table.input_dim} "
+            "rows, and what lies between them may change ids. Say where words get their ids by "
+            "`vocabulary=`: the lookup, if its ids are rows of the table, or a list of the words "
+            "of the rows."
+        )
+    return seen or fitting
+
+
+def seen_lookups_of(model: Any, table: Any) -> list[Any]:
+    """The lookups of a graph that are seen to give a table its ids."""
+    before = lookups_before(model, table)
+    return [lookup for lookup, is_seen in before.values() if is_seen and _gives_ids(lookup)]
+
+
+def inverses_of(model: Any, lookup: Any) -> list[Any]:
+    """The lookups of a model that turn ids of `lookup` back into its words."""
+    words = lookup.get_vocabulary()
+    return [
+        layer for layer in layers_in(model) if is_inverse(layer) and layer.get_vocabulary() == words
+    ]
+
+
+def with_words(lookup: Any, words: Sequence[Any]) -> Any:
+    """A lookup of the same kind that has other words after its reserved ids."""
+    config = lookup.get_config()
+    config["vocabulary_size"] = None  # of what it had when it was called first
+    if config["max_tokens"] is not None:
+        config["max_tokens"] = max(config["max_tokens"], num_reserved(lookup) + len(words))
+    if config["vocabulary"] is not None:
+        config["vocabulary"] = list(words)
+        return _made(lookup, config)
+    new = _made(lookup, config)
+    new.set_vocabulary(list(words))
+    return new
+
+
+def same_lookup(lookup: Any) -> Any:
+    """A lookup that knows what another has learned, by `adapt` or otherwise."""
+    new = _made(lookup, lookup.get_config())
+    copy_words(lookup, new)
+    return new
+
+
+def copy_words(lookup: Any, other: Any) -> None:
+    """Hands over what a lookup has learned to a copy that was made from its config."""
+    words = lookup.get_vocabulary()
+    if len(words) == num_reserved(lookup) or words == other.get_vocabulary():
+        return
+    store: dict[str, Any] = {}
+    if lookup.get_config()["output_mode"] == "tf_idf":
+        lookup.save_own_variables(store)
+        other.set_vocabulary(words, idf_weights=store["idf_weights"][: len(words)])
+        other.load_own_variables(store)
+    else:
+        other.set_vocabulary(lookup.get_vocabulary(include_special_tokens=False))
+
+
+def num_reserved(lookup: Any) -> int:
+    """How many ids a lookup keeps for padding and for what it does not know."""
+    return lookup.vocabulary_size() - len(lookup.get_vocabulary(include_special_tokens=False))
+
+
+def words_for(lookup: Any, words: Sequence[Any]) -> list[Any]:
+    """Words as a lookup knows them: integers where it looks up integers.
+
+    Raises:
+        TypeError: a word is no integer, and the lookup knows nothing else.
+    """
+    if not isinstance(lookup, keras.layers.IntegerLookup):
+        return list(words)
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise TypeError(
+            f"{describe(lookup)} knows integers only. Received: words={sample(list(words))}"
+        ) from error
+
+
+def ids_given(lookup: Any, words: Sequence[Any]) -> np.ndarray:
+    """The id that a lookup gives each word when it is called on it.
+
+    Raises:
+        ValueError: it makes something else of a word, such as two words.
+    """
+    ids = []
+    vocabulary = lookup.get_vocabulary()
+    for word in words:
+        given = keras.ops.convert_to_numpy(_dense(lookup(np.array([word])))).ravel()
+        found = given[given != 0] if isinstance(lookup, keras.layers.TextVectorization) else given
+        if len(found) != 1 or vocabulary[found[0]] != word:
+            seen_as = [str(vocabulary[id_]) for id_ in found]
+            raise ValueError(
+                f"No text would reach a row for {word!r}: {describe(lookup)} looks it up as "
+                f"{shorten(seen_as)}. Name the word as the lookup sees it, after it has "
+                "standardized and split a text, or make a lookup that leaves it whole, as by "
+                "`standardize=None`."
+            )
+        ids.append(int(found[0]))
+    return np.array(ids, dtype=np.int64)
+
+
+def _dense(values: Any) -> Any:
+    return values.to_tensor() if hasattr(values, "to_tensor") else values
+
+
+def _made(lookup: Any, config: dict[str, Any]) -> Any:
+    # A function that standardizes or splits stands in the config as it is.
+    if callable(config.get("standardize")) or callable(config.get("split")):
+        return type(lookup)(**config)
+    return type(lookup).from_config(config)
+
+
+def _gives_ids(layer: Any) -> bool:
+    if not is_lookup(layer):
+        return False
+    config = layer.get_config()
+    return config["output_mode"] == "int" and not config.get("invert", False)
+
+
+def is_inverse(lookup: Any) -> bool:
+    """Whether a lookup turns ids into words."""
+    return is_lookup(lookup) and bool(lookup.get_config().get("invert", False))
+
+
+def _beside_in_layers(model: Any, table: Any) -> list[Any]:
+    """The lookups that are, with the table, inside of a layer that is no graph."""
+    found = {}
+    for layer in layers_in(model):
+        if layer is not table and not is_graph(layer) and table in layers_in(layer):
+            found.update({id(each): each for each in layers_in(layer) if _gives_ids(each)})
+    parts = {id(part) for each in found.values() for part in layers_in(each) if part is not each}
+    return [each for key, each in found.items() if key not in parts]
