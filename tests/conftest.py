@@ -1,5 +1,6 @@
 """What every test shares: quiet TensorFlow, and the Hypothesis profiles."""
 
+import collections
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,12 +21,44 @@ COMMON = {
     "phases": [phase for phase in Phase if phase is not Phase.explain],  # slow, and rarely used
     "print_blob": True,
 }
-# `python -m pytest --hypothesis-profile=thorough` draws more than ten times as many examples.
+# `python -m pytest --hypothesis-profile=thorough` draws more than thirty times as many examples.
 settings.register_profile(
-    "default", max_examples=12, stateful_step_count=12, derandomize="CI" in os.environ, **COMMON
+    "default", max_examples=6, stateful_step_count=12, derandomize="CI" in os.environ, **COMMON
 )
 settings.register_profile("thorough", max_examples=200, stateful_step_count=30, **COMMON)
 settings.load_profile("default")
+
+# Grids of fewer cases run whole.
+SMALLEST_GRID = 6
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a grid of parameters, each value runs in one case; the other cases are `thorough`."""
+    grids = collections.defaultdict(list)
+    for item in items:
+        if hasattr(item, "callspec"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    for cases in grids.values():
+        tried = set()
+        for case in _by_what_they_add(cases) if len(cases) >= SMALLEST_GRID else []:
+            if _values_of(case) <= tried:
+                case.add_marker(pytest.mark.thorough)
+            tried |= _values_of(case)
+
+
+def _by_what_they_add(cases):
+    """The cases of a grid, those first that differ in most from all before."""
+    cases, tried = list(cases), set()
+    while cases:
+        best = max(cases, key=lambda case: len(_values_of(case) - tried))
+        tried |= _values_of(best)
+        cases.remove(best)
+        yield best
+
+
+def _values_of(case):
+    return {(name, id(value)) for name, value in case.callspec.params.items()}
 
 
 @pytest.fixture(autouse=True)

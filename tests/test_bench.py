@@ -31,6 +31,7 @@ def run_bench(tmp_path, *arguments):
     return {result["case"]["way"]: result["measurements"][0] for result in results}
 
 
+@pytest.mark.processes
 def test_it_measures_what_each_way_costs_and_what_it_leaks(tmp_path, capsys):
     figure = tmp_path / "bench.png"
     ways = [FLOOR, "maskedgrad", "maskedgrad, stock Model", "table trainable"]
@@ -54,6 +55,7 @@ def test_it_measures_what_each_way_costs_and_what_it_leaks(tmp_path, capsys):
         assert measured[way]["replica_bytes"] - floor["replica_bytes"] == 3 * 8 * 4
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "model",
     [
@@ -77,6 +79,7 @@ def test_steps_of_one_call_are_counted_apart(monkeypatch):
     assert measure(case).changed_rows == 0
 
 
+@pytest.mark.processes
 def test_a_sweep_measures_each_value(tmp_path):
     path, figure = tmp_path / "sweep.json", tmp_path / "sweep.png"
     options = [
@@ -143,6 +146,7 @@ def test_stop_gradient_freezes_rows_too(monkeypatch):
     assert measure(CASE._replace(way="stop_gradient mix")).changed_rows == 0
 
 
+@pytest.mark.processes
 def test_what_is_not_asked_for_is_not_written(capsys):
     assert main(["bench", *TINY, "--rounds", "1", "--ways", FLOOR]) == 0
     printed = capsys.readouterr().out
@@ -150,6 +154,7 @@ def test_what_is_not_asked_for_is_not_written(capsys):
     assert "The figure is in" not in printed
 
 
+@pytest.mark.processes
 def test_pytorch_is_measured_where_it_is_installed_and_as_it_can_be(capsys, monkeypatch):
     options = [*TINY, "--rounds", "1", "--ways", FLOOR, "--peers"]
     assert main(["bench", *options]) in {0, 1}

@@ -31,6 +31,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.processes
 def test_every_page_is_built(site):
     assert {page.stem for page in DOCS.glob("*.md")} <= {page.stem for page in site.glob("*.html")}
 
@@ -71,6 +72,7 @@ def blocks(page):
     return re.findall(block, (DOCS / page).read_text(), re.M | re.S)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("page", ["tutorial.md", "why_zeroing_is_not_enough.md"])
 def test_a_page_shows_what_it_prints(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

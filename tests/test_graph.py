@@ -279,6 +279,7 @@ print((status("VmHWM") - before) / TABLE)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs a peak of memory that can be reset"
 )

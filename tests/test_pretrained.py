@@ -124,6 +124,7 @@ print((status("VmHWM") - before) / matrix.nbytes)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs a peak of memory that can be reset"
 )

@@ -205,6 +205,7 @@ def test_an_exported_model_serves_without_maskedgrad(tmp_path):
     np.testing.assert_allclose(interpreter.get_tensor(output["index"]), model(X), rtol=1e-5)
 
 
+@pytest.mark.processes
 def test_a_stock_model_loads_where_maskedgrad_is_not_installed(tmp_path):
     inputs = outputs = keras.Input((5,), dtype="int32")
     for layer in layers():

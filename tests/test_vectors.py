@@ -551,6 +551,7 @@ def measured(who: str, path: Path, num_words: int) -> np.ndarray:
     return np.array(output.split(), dtype=float)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read from `resource`")
 def test_a_large_file_takes_no_more_time_and_memory_than_gensim_needs(large_file):
     """1.2 times gensim's own at most if every word is wanted, and little if few are."""

@@ -333,6 +333,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
 def test_memory_does_not_grow_with_the_table(tmp_path):
     matrix = np.ones((400_000, 100), "float32")
@@ -379,6 +380,7 @@ def test_a_matrix_has_rows_of_numbers(saved, tmp_path, capsys):
         assert "floating point numbers of rank 2" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_the_package_is_a_program():
     command = [sys.executable, "-m", "maskedgrad", "verify", "none.keras", "--against", "none"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)

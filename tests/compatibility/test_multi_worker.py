@@ -22,6 +22,9 @@ from tests.features import metrics_are_of_all_devices, takes_distributed_dataset
 from tests.multi_worker import training
 from tests.multi_worker.training import IDS, MATRIX, NUM_ROWS
 
+pytestmark = pytest.mark.processes
+
+
 LONGEST = 900  # seconds, and far less on a machine that does nothing else
 SAME_AS_ALONE = [
     "functional_model",

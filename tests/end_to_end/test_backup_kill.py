@@ -4,9 +4,13 @@ import multiprocessing
 import time
 
 import numpy as np
+import pytest
 
 from maskedgrad.testing import assert_same_bits
 from tests.end_to_end.backed_up_training import IDS, MATRIX, train
+
+pytestmark = pytest.mark.processes
+
 
 KILLS = 25
 

@@ -16,6 +16,9 @@ pytest.importorskip("rich")
 
 from maskedgrad.cli import demo, figure, main, prose, recipes
 
+pytestmark = pytest.mark.processes
+
+
 WORDS = st.text(string.ascii_lowercase, min_size=2, max_size=8)
 LEAKING = ["table trainable", "two-layer recipe", "gradient times mask"]
 PROSE = {

@@ -22,7 +22,10 @@ NUM_KILLS = 30
 NUM_ROWS = 1_000_000
 LONGEST = 0.05  # seconds from the first save to the kill
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here"),
+]
 
 
 def patch_number(number):
