@@ -113,6 +113,9 @@ class MaskedTrainStep(MultiWorkerSteps):
             if self.built:
                 optimizer.prepare(self.trainable_variables)
             super().compile(optimizer, *args, **kwargs)
+            # By itself Keras chooses XLA where there is a GPU.
+            if optimizer.lazy and kwargs.get("jit_compile", [*args, *["auto"] * 7][6]) == "auto":
+                self.jit_compile = False
             if self.optimizer is not optimizer:  # Keras has added a loss scaler
                 self.optimizer = masked_outermost(self.optimizer)
 

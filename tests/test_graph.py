@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
+from tensorflow.python.framework import op_callbacks
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
 from maskedgrad.testing import optimizer_classes
@@ -43,6 +44,13 @@ def make_model(model_class, read=pooled, **input_options):
 def compiled(model_class, optimizer, read=pooled, **compile_options):
     model, words = make_model(model_class, read)
     model.compile(MaskedOptimizer(optimizer, {words: IDS}), loss="mse", **compile_options)
+    return model
+
+
+def compiled_lazily(optimizer, num_trainable, **options):
+    model, words = make_model(MaskedModel)
+    ids = np.random.default_rng(0).choice(NUM_ROWS, num_trainable, replace=False)
+    model.compile(MaskedOptimizer(optimizer, {words: ids}, **options), loss="mse")
     return model
 
 
@@ -226,6 +234,41 @@ def test_a_step_that_builds_the_model_is_smaller_than_the_table(model_class):
     model.compile(MaskedOptimizer("adam", {model.words: IDS}), loss="mse")
     model.train_on_batch(TOKENS, LABELS)
     assert_small(model)
+
+
+def largest_operand(model) -> int:
+    """The most numbers that an operation of an eager step is given.
+
+    How many rows a step works on is open in a graph, so that its operations do not tell. What
+    nobody is given is read for its shape alone.
+    """
+    sizes = []
+
+    def look(op_type, inputs, *others):
+        operands = [] if op_type in {b"Identity", b"Shape"} else inputs
+        sizes.extend(int(np.prod(each.shape)) for each in operands if each.dtype != tf.resource)
+
+    model.train_on_batch(TOKENS, LABELS)
+    op_callbacks.add_op_callback(look)
+    try:
+        model.train_step((tf.constant(TOKENS), tf.constant(LABELS)))
+    finally:
+        op_callbacks.remove_op_callback(look)
+    return max(sizes)
+
+
+@pytest.mark.parametrize("num_trainable", [5_000, NUM_ROWS])
+def test_a_lazy_step_is_smaller_than_the_rows_that_train(num_trainable):
+    assert largest_operand(compiled_lazily("adam", num_trainable, lazy=True)) < 500
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad"])
+def test_a_step_is_as_small_where_idle_rows_keep_their_bits_anyway(name):
+    assert largest_operand(compiled_lazily(name, 5_000)) < 500
+
+
+def test_a_step_that_moves_all_rows_that_train_is_seen():
+    assert largest_operand(compiled_lazily("adam", 5_000)) >= 5_000 * WIDTH
 
 
 def test_a_table_that_trains_whole_is_seen():

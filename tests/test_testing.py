@@ -339,7 +339,7 @@ def test_a_model_trains_as_its_twin_does(make_optimizer, rows):
 
 
 def skip_a_row(monkeypatch):
-    def scatter_all_but_one(table, strategy):
+    def scatter_all_but_one(table, strategy, step_rows):
         rows = tf.convert_to_tensor(table.compact.value)[1:]
         table.variable.value.scatter_update(tf.IndexedSlices(rows, table.ids.value[1:]))
 
@@ -349,9 +349,9 @@ def skip_a_row(monkeypatch):
 def train_a_frozen_row(monkeypatch):
     make = CompactTable.__init__
 
-    def make_with_one_more(table, masked, has_multipliers):
+    def make_with_one_more(table, masked, *args):
         more = masked.rows | Rows([0], masked.rows.num_rows)
-        make(table, masked.but(rows=more), has_multipliers)
+        make(table, masked.but(rows=more), *args)
 
     monkeypatch.setattr(CompactTable, "__init__", make_with_one_more)
 
@@ -359,9 +359,9 @@ def train_a_frozen_row(monkeypatch):
 def step_too_far(monkeypatch):
     scatter = CompactTable.scatter_step
 
-    def scatter_more(table, strategy):
+    def scatter_more(table, strategy, step_rows):
         table.compact.assign(table.compact.value * (1 + 1e-6))
-        scatter(table, strategy)
+        scatter(table, strategy, step_rows)
 
     monkeypatch.setattr(CompactTable, "scatter_step", scatter_more)
 

@@ -20,6 +20,7 @@ from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, draw, 
 WAYS = [
     FLOOR,
     "maskedgrad",
+    "maskedgrad, lazy",
     "maskedgrad, stock Model",
     "two-layer recipe",
     "table trainable",

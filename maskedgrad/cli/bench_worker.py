@@ -93,8 +93,19 @@ def masked_in_stock_model(
     return Recipe(model, table)
 
 
+def masked_lazily(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
+    """`MaskedOptimizer` with `lazy`. See `Recipe`."""
+    model, table = RECIPES["maskedgrad"](matrix, trainable_ids, head, optimizer, loss="mse")
+    rows = {model.get_layer("words"): trainable_ids}
+    model.compile(MaskedOptimizer(optimizer, rows, lazy=True), **compile_options)
+    return Recipe(model, table)
+
+
 WAYS: dict[str, Callable[..., Recipe]] = {
     **RECIPES,
+    "maskedgrad, lazy": masked_lazily,
     "maskedgrad, stock Model": masked_in_stock_model,
 }
 

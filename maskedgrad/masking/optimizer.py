@@ -53,10 +53,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     Equivalent to the inner optimizer on a model in which each named table
     holds its trainable rows only. Every other row keeps its bits, whatever
     the inner optimizer does with weight decay, momentum, averaging,
-    constraints, or gradients that are not finite.
-
-    Variables that no target names are trained by the inner optimizer as if
-    they were not wrapped.
+    constraints, or gradients that are not finite. Variables that no target
+    names are trained as if the inner optimizer were not wrapped.
 
     Args:
         inner_optimizer: the optimizer to wrap: an instance that has not been
@@ -141,6 +139,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             )
         return by_path
 
+    @property
+    def lazy(self) -> bool:
+        """Whether a step leaves rows alone that its batch does not look up."""
+        return self._asked.is_lazy
+
     def masked_tables(self, variables: Sequence[keras.Variable] | None = None) -> list[MaskedTable]:
         """The tables that are masked, with the rows that train now.
 
@@ -182,10 +185,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         no momentum left to move them. Rows that join start with fresh state; the
         count of `iterations` goes on. No function is traced again.
 
-        With some optimizers a function is traced for a fixed number of rows:
-        Muon, and all that accumulate gradients. Where that number changes, a
-        `MaskedModel` renews its function. A stock `keras.Model` stops with an
-        error, and no row moves, until `model.make_train_function(force=True)`.
+        A function is traced for a fixed number of rows with Muon, with
+        accumulated gradients, and where all rows train. Where that changes, a
+        `MaskedModel` renews its function; a stock `keras.Model` stops, and no
+        row moves, until `model.make_train_function(force=True)`.
 
         Args:
             trainable_rows: a mapping from target to rows, which names the
@@ -245,8 +248,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     def prepare(self, variables: Sequence[keras.Variable]) -> None:
         """Makes lookups in the tables sparse, as `build` does, and notes where the tables are.
 
-        For `MaskedModel.compile`: a step that is traced before the optimizer is
-        built would read a table whole ever after. Raises what `build` does.
+        A step that is traced before would read a table whole ever after. Raises what `build` does.
         """
         if not self.built:
             for table in self._asked.tables(list(variables)):
@@ -270,9 +272,8 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is None:
             if self._masking is None:
                 raise ValueError(
-                    "An optimizer that is not built must be given the variables: "
-                    "`optimizer.apply(grads, trainable_variables)`. "
-                    f"Received: {len(grads)} gradients and no variables"
+                    "An optimizer that is not built must be given the variables, as in "
+                    f"`apply(grads, trainable_variables)`. Received: {len(grads)} gradients alone"
                 )
             trainable_variables = self._masking.variables
         trainable_variables = list(trainable_variables)
@@ -283,7 +284,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         self._masking.step(grads, trainable_variables, self.inner_optimizer.apply)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Gradient, Any]]) -> Any:
-        """`apply` for pairs of gradient and variable. Returns `iterations`."""
+        """Applies pairs of gradient and variable, and returns `iterations`."""
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
@@ -326,8 +327,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     @property
     def variables(self) -> list[keras.Variable]:
         """The inner optimizer's variables, of shape `(K, ...)` for a table; then the row ids."""
-        row_ids = [] if self.chosen_row_ids is None else self.chosen_row_ids.variables
-        return [*self.inner_optimizer.variables, *row_ids]
+        return [*self.inner_optimizer.variables, *getattr(self.chosen_row_ids, "variables", [])]
 
     def row_state(self) -> list[tuple[keras.Variable, MaskedTable]]:
         """The state that has an entry for each trainable row, with the table of these."""
@@ -336,8 +336,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     @property
     def fixed_lengths(self) -> tuple[int | None, ...]:
         """For each table, the number of rows that functions are traced for; `None` for any."""
-        tables = [] if self._masking is None else self._masking.tables
-        return tuple(table.fixed_length for table in tables)
+        return tuple(table.fixed_length for table in getattr(self._masking, "tables", []))
 
     @property
     def num_row_changes(self) -> int:
