@@ -36,6 +36,7 @@ def test_every_page_is_built(site):
     assert {page.stem for page in DOCS.glob("*.md")} <= {page.stem for page in site.glob("*.html")}
 
 
+@pytest.mark.processes
 def test_a_page_loads_nothing_from_elsewhere(site):
     """No script, style, font or picture of another host: what a browser fetches by itself."""
     for page in site.glob("**/*.html"):

@@ -285,6 +285,7 @@ def test_only_rows_that_have_a_learning_rate_are_drawn():
     assert Walk(model_with_rows_at_rest, [BATCH]).trainable_ids() == [[3, 4, 5, 6, 7]]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("broken", "steps"),
     [
@@ -470,6 +471,7 @@ def test_that_fails_by_itself(frozen_rows, table):
 """
 
 
+@pytest.mark.processes
 def test_the_fixture_fails_the_test_that_moves_a_frozen_row(tmp_path):
     (tmp_path / "test_tables.py").write_text(PLUGIN_TESTS)
     finished = run_pytest(tmp_path, "--strict-markers", "-p", "no:cacheprovider")
@@ -495,6 +497,7 @@ def test_the_plugin_itself_imports_nothing_that_takes_time():
     assert finished.stdout.strip() == "[]"
 
 
+@pytest.mark.processes
 def test_the_tests_of_the_page_pass_as_they_are_copied(tmp_path):
     for name, text in PAGE_FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

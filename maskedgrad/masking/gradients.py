@@ -70,14 +70,15 @@ def touched_rows(
     looked_up = tf.cast(gradient.indices, ids.dtype)
     places, is_trainable = _search(ids, looked_up)
     trained = tf.where(is_trainable)[:, 0]
-    touched, segments = tf.unique(tf.gather(places, trained))
+    # All in int64, since int32 is computed on the host where there is a GPU.
+    touched, segments = tf.unique(tf.gather(places, trained), tf.int64)
     context = tf.distribute.get_replica_context()
     if context is not None and context.num_replicas_in_sync > 1:
         # The same rows on all replicas, so that their gradients can be added.
         touched = tf.sort(tf.unique(context.all_gather(touched, axis=0))[0])
-        segments = tf.searchsorted(touched, tf.gather(places, trained))
+        segments = tf.searchsorted(touched, tf.gather(places, trained), out_type=tf.int64)
     # Slices whose segment id is negative are dropped: that is the mask.
-    dropped = tf.fill(tf.shape(looked_up), -1)
+    dropped = -tf.ones_like(looked_up)
     segments = tf.tensor_scatter_nd_update(dropped, trained[:, None], segments)
     values = tf.math.unsorted_segment_sum(gradient.values, segments, tf.size(touched))
     return values, _gather(ids, touched), touched

@@ -16,7 +16,10 @@ X = RANDOM.integers(0, NUM_ROWS, size=(16, LENGTH))
 X[:, 0] = np.resize(IDS, len(X))  # every batch of two holds every trainable row
 Y = RANDOM.normal(size=(16, 1)).astype("float32")
 
-in_both_models = pytest.mark.parametrize("model_class", [MaskedModel, keras.Model])
+# `tests/test_model.py` trains stock models too, in every way.
+in_both_models = pytest.mark.parametrize(
+    "model_class", [MaskedModel, pytest.param(keras.Model, marks=pytest.mark.thorough)]
+)
 
 
 def pooled_model(model_class=MaskedModel, **embedding_options):

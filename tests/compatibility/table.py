@@ -20,6 +20,7 @@ Test = TypeVar("Test", bound=Callable)
 
 SECTIONS = [
     "Callbacks",
+    "Lazy steps",
     "Precision",
     "Layers that hold tables",
     "Layers on top",

@@ -39,7 +39,9 @@ def gpt2(padding=0):
     "`extend` of a task with a byte-pair tokenizer, then `generate`, `fit`, save, load, `extend`",
     "The new words are tokens of its tokenizer, also after loading. Rows to spare come first.",
 )
-@pytest.mark.parametrize("padding", [0, 1, 5])
+@pytest.mark.parametrize(
+    "padding", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (0, 5))]
+)
 def test_a_causal_language_model_learns_words(tmp_path, padding):
     model, size = gpt2(padding)
     model.compile(sampler="greedy")
@@ -226,6 +228,7 @@ def test_quantized_layers_stay_quantized():
         assert (bits(larger(x)[name].numpy()) == bits(output.numpy())).all()
 
 
+@pytest.mark.thorough
 @refused(MODELS, "`extend` of a model whose table is quantized", "Extend it, then quantize it.")
 def test_a_quantized_backbone_is_refused():
     backbone, _ = bert()

@@ -178,7 +178,13 @@ class MaskedTextClassifier(MaskedTrainStep, keras_hub.models.BertTextClassifier)
     "`BertTextClassifier` with its preprocessor, from raw strings",
     "As it is, or as `class MaskedTextClassifier(MaskedTrainStep, BertTextClassifier)`.",
 )
-@pytest.mark.parametrize("model_class", [keras_hub.models.BertTextClassifier, MaskedTextClassifier])
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        pytest.param(keras_hub.models.BertTextClassifier, marks=pytest.mark.thorough),
+        MaskedTextClassifier,
+    ],
+)
 def test_new_words_train_from_raw_strings(model_class):
     model, whole = (
         each(
@@ -249,7 +255,8 @@ class MaskedCausalLM(MaskedTrainStep, keras_hub.models.GPT2CausalLM):
 
 
 in_both_causal_lms = pytest.mark.parametrize(
-    "model_class", [keras_hub.models.GPT2CausalLM, MaskedCausalLM]
+    "model_class",
+    [pytest.param(keras_hub.models.GPT2CausalLM, marks=pytest.mark.thorough), MaskedCausalLM],
 )
 
 
