@@ -8,6 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from maskedgrad.testing import optimizer_classes
 from tests.devices import mirrored_strategy
 
 # What is not in the oldest Keras that is supported. Of another name, a typo, nothing is skipped.
@@ -73,3 +74,14 @@ def takes_distributed_datasets() -> bool:
 def exported(path: str) -> Any:
     """A parameter that is `keras.<path>`, skipped where Keras does not export it."""
     return pytest.param(feature(path), marks=needs(path), id=path.rpartition(".")[2])
+
+
+def some_optimizer_classes() -> list[Any]:
+    """Parameters that are Keras's optimizer classes, each fourth in the default lane of tests.
+
+    For what each class does alike: that it steps as its twin does is tested for all of them.
+    """
+    return [
+        pytest.param(cls, marks=[pytest.mark.thorough] if place % 4 else [], id=cls.__name__)
+        for place, cls in enumerate(optimizer_classes())
+    ]

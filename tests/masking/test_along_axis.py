@@ -8,8 +8,9 @@ from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, RowPatch, mask_gradients
-from maskedgrad.testing import TABLE_PATH, assert_same_bits, optimizer_classes, optimizers, tables
+from maskedgrad.testing import TABLE_PATH, assert_same_bits, optimizers, tables
 from tests.devices import mirrored_strategy
+from tests.features import some_optimizer_classes
 
 NUM_CLASSES, IDS = 7, [2, 6]
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
@@ -30,7 +31,7 @@ def assert_only_outputs_train(before, after):
         assert np.flatnonzero(changed).tolist() == IDS
 
 
-@pytest.mark.parametrize("cls", optimizer_classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", some_optimizer_classes())
 @given(data=st.data())
 def test_rows_along_any_axis_train_as_if_alone(cls, data):
     table, spec = data.draw(tables()), data.draw(optimizers(cls))

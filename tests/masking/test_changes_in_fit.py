@@ -140,6 +140,7 @@ def test_changes_count_on_several_devices(base):
     assert len(changes.check()) > NUM_ROWS // 2
 
 
+@pytest.mark.processes
 def test_changes_leave_nothing_behind():
     """Each makes copies of the state; what is kept would show in the count of live tensors."""
     import gc

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
 from maskedgrad.testing import assert_same_bits, optimizer_classes, optimizers, row_sets
 from maskedgrad.testing.strategies import WRAPPERS
+from tests.features import some_optimizer_classes
 
 NUM_ROWS, WIDTH = 6, 2
 ALL_ROWS = range(NUM_ROWS)
 X = np.arange(NUM_ROWS, dtype="int32").reshape(2, 3)  # looks up each row, so that each may move
 Y = np.array([[1.0], [-2.0]], "float32")
 FORMATS = [".keras", ".weights.h5", "tf.train.Checkpoint"]
-CLASSES = pytest.mark.parametrize("cls", optimizer_classes(), ids=lambda cls: cls.__name__)
+CLASSES = pytest.mark.parametrize("cls", some_optimizer_classes())
 # One of Hypothesis's examples makes two models; there is a test for each class of optimizer.
 few = settings(max_examples=max(2, settings.default.max_examples // 6))
 # What Keras may say of a file, beside that rows come with their state.
