@@ -54,7 +54,7 @@ class CompactTable:
             self.multipliers = _number_for_each_row(
                 multipliers_of(table), self.variable.dtype, f"{name}_learning_rates"
             )
-        held = table.rows.ids[: 0 if self.is_whole else None]
+        held = table.rows.ids[: 1 if self.is_whole else None]
         self.compact = StandIn(self.variable, _rows_in_place(table, held), self.axis)
         # The state of these rows, with variables for what a step works on of it, where that is
         # the rows that a batch touches; the compact variable first.
@@ -79,7 +79,7 @@ class CompactTable:
         if self.multipliers is not None:
             self.multipliers.assign_rows(multipliers_of(table))
         # XLA lets no variable change its length, so this has it before a step.
-        held = table.rows.ids[: 0 if self.is_lazy else None]
+        held = table.rows.ids[: 1 if self.is_lazy else None]
         self.compact.assign_rows(_rows_in_place(table, held))
 
     @property
@@ -150,7 +150,7 @@ class CompactTable:
         held = [self.compact, *row_state]
         self._windows = [(variable, variable.window()) for variable in held]
         if self.is_lazy:
-            self.take_rows(self.masked())  # now that the optimizer is built, none are held
+            self.take_rows(self.masked())  # now that the optimizer is built, few are held
 
     @contextlib.contextmanager
     def in_place(self, rows: StepRows) -> Iterator[None]:

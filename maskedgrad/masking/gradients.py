@@ -74,8 +74,10 @@ def touched_rows(
     touched, segments = tf.unique(tf.gather(places, trained), tf.int64)
     context = tf.distribute.get_replica_context()
     if context is not None and context.num_replicas_in_sync > 1:
-        # The same rows on all replicas, so that their gradients can be added.
-        touched = tf.sort(tf.unique(context.all_gather(touched, axis=0))[0])
+        # The same rows on all replicas, so that their gradients can be added; and one that is no
+        # place, since workers crash over what has no numbers.
+        of_all = context.all_gather(tf.pad(touched, [[1, 0]], constant_values=-1), axis=0)
+        touched = tf.sort(tf.unique(of_all)[0])[1:]
         segments = tf.searchsorted(touched, tf.gather(places, trained), out_type=tf.int64)
     # Slices whose segment id is negative are dropped: that is the mask.
     dropped = -tf.ones_like(looked_up)

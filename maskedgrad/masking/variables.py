@@ -105,9 +105,10 @@ class RowVariable(keras.Variable):
     def window(self) -> tf.Variable:
         """A variable for any number of these rows, to hold some of them for a step."""
         shape = list(self._value.shape)
-        empty = np.zeros([0 if place == self.row_axis else n for place, n in enumerate(shape)])
+        # One row, since workers send each other its first value, and crash over one of no numbers.
+        row = np.zeros([1 if place == self.row_axis else size for place, size in enumerate(shape)])
         shape[self.row_axis] = None
-        return self._like_value(empty.astype(self._value.dtype.as_numpy_dtype), shape)
+        return self._like_value(row.astype(self._value.dtype.as_numpy_dtype), shape)
 
     def _like_value(self, values: np.ndarray, shape: Any) -> tf.Variable:
         old = self._value

@@ -31,6 +31,7 @@ SAME_AS_ALONE = [
     "lazy_model",
     "mixin",
     "several_steps_a_call",
+    "lazy_steps",
     "rows_change",
     "own_loop",
     "small_last_batch",

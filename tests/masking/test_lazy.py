@@ -152,8 +152,9 @@ def test_a_lazy_step_is_a_step_on_the_touched_rows_alone(name, data):
             )
         else:  # a step on no rows counts
             alone.step(slices_of([], random))
-        # A row is stepped among others, in lanes of the processor whose last bits differ.
-        np.testing.assert_allclose(table.numpy(), alone.values, rtol=2e-6, atol=1e-7)
+        # A row is stepped among others, in lanes of the processor whose last bits differ; Ftrl
+        # then takes numbers from each other that are almost the same.
+        np.testing.assert_allclose(table.numpy(), alone.values, rtol=1e-4, atol=1e-5)
         frozen = np.setdiff1d(np.arange(NUM_ROWS), trainable)
         assert_same_bits(table.numpy()[frozen], before[frozen], "frozen rows")
 

@@ -91,7 +91,9 @@ def adamw():
     return keras.optimizers.AdamW(0.1, use_ema=True, ema_momentum=0.5)
 
 
-def compiled(strategy, *, kind="functional", matrix=MATRIX, ids=IDS, inner=None, **options):
+def compiled(
+    strategy, *, kind="functional", matrix=MATRIX, ids=IDS, inner=None, lazy=False, **options
+):
     keras.utils.set_random_seed(0)
     with scope(strategy):
         words, head = layers(matrix)
@@ -102,7 +104,7 @@ def compiled(strategy, *, kind="functional", matrix=MATRIX, ids=IDS, inner=None,
             model = MaskedSequential([words, pooling, head])
         else:
             model = Lazy(words, head)
-        optimizer = MaskedOptimizer(inner or adamw(), {words: ids})
+        optimizer = MaskedOptimizer(inner or adamw(), {words: ids}, lazy=lazy)
         model.compile(optimizer, loss="mse", metrics=["mae"], **options)
     return model, words
 
@@ -148,6 +150,10 @@ def mixin(strategy):
 
 def several_steps_a_call(strategy):
     return whole_training(strategy, steps_per_execution=3)
+
+
+def lazy_steps(strategy):
+    return whole_training(strategy, inner="adam", lazy=True)
 
 
 def rows_change(strategy):
