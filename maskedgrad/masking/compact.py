@@ -28,13 +28,17 @@ class StepRows(NamedTuple):
 
     Of a `CompactTable`: all rows of the table, which goes to the optimizer
     itself, if there are no `ids`; the rows `ids`, which is all that train if
-    there are no `places`; else some of these, in those places among them.
-    What `is_unused` is not written back.
+    there are no `places`; else some of these, in those places among them. The
+    last `num_unused` of them are there for others' sake, and not written back.
     """
 
     ids: Any = None
     places: Any = None
-    is_unused: bool = False
+    num_unused: int = 0
+
+    def used(self, tensor: tf.Tensor) -> tf.Tensor:
+        """What of a tensor that is of these rows is written back."""
+        return tensor[: -self.num_unused] if self.num_unused else tensor
 
 
 class CompactTable:
@@ -129,12 +133,16 @@ class CompactTable:
                 return None, StepRows(*[tf.zeros([0], tf.int64)] * 2)
             if isinstance(gradient, tf.IndexedSlices):
                 selected, *touched = touched_rows(gradient, ids)
-                if tf.executing_eagerly() and not len(selected) and self.ids.shape[0]:
-                    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/
-                    # numpy.py#L95: `ops.add` takes tensors of no rows for biases.
-                    row = tf.zeros([1, *self.variable.shape[1:]], selected.dtype)
-                    return row, StepRows(ids[:1], tf.zeros([1], tf.int64), is_unused=True)
-                return selected, StepRows(*touched)
+                is_alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+                if is_alone and (not tf.executing_eagerly() or len(selected)):
+                    return selected, StepRows(*touched)
+                # One row more, without a gradient: workers crash over what has no numbers, and
+                # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/
+                # numpy.py#L95, `ops.add`, takes a tensor of no rows for a bias.
+                first = [ids.sparse_read([0]), tf.zeros([1], tf.int64)]
+                more = [tf.concat(pair, axis=0) for pair in zip(touched, first, strict=True)]
+                row = tf.zeros([1, *self.variable.shape[1:]], selected.dtype)
+                return tf.concat([selected, row], axis=0), StepRows(more[0], more[1], num_unused=1)
         length = self.compact.fixed_length
         return compact_gradient(gradient, ids, self.axis, length), rows
 
@@ -186,7 +194,8 @@ class CompactTable:
         shape = [-1] + [1] * (len(self.variable.shape) - 1 - self.axis)
 
         def moved(read: Callable[[], Any], after: Any, multipliers: Any, *places: Any) -> Any:
-            shares = _rows_of(multipliers, *places) if places else multipliers.read_value()
+            of_all = multipliers.read_value
+            shares = _rows_of(multipliers, *map(rows.used, places)) if places else of_all()
             before, shares = read(), tf.reshape(shares, shape)
             # The whole way must end on the same bits, which a sum may miss. Nor may a number
             # move that the inner optimizer left: inf - inf is NaN, and -0 + 0 is 0.
@@ -204,20 +213,20 @@ class CompactTable:
         *args: Any,
     ) -> None:
         def write(table: Any, ids: Any, compact: Any, *args: Any) -> Any:
-            after = tf.identity(compact)
+            ids, after = rows.used(tf.convert_to_tensor(ids)), rows.used(tf.identity(compact))
             written = values(lambda: _rows_of(table, ids, self.axis), after, *args)
             if self.axis == 0:
                 return table.scatter_update(tf.IndexedSlices(written, ids))
-            places = places_of_elements(self.variable.shape, tf.convert_to_tensor(ids), self.axis)
+            places = places_of_elements(self.variable.shape, ids, self.axis)
             return table.scatter_nd_update(places, written)
 
-        if rows.ids is None or rows.is_unused:
+        if rows.ids is None:
             return
         compact = self.compact.value if rows.places is None else self._windows[0][1]
         args = rows.ids, compact, *args
         strategy.extended.update(self.variable.value, write, args, group=False)
         for state, window in self._windows[1:] if rows.places is not None else []:
-            args = rows.places, window
+            args = rows.places, window, rows
             strategy.extended.update(state.value, _put_rows, args, group=False)
 
 
@@ -233,8 +242,8 @@ def _assign_rows(window: tf.Variable, table: tf.Variable, ids: Any, axis: int) -
     return window.assign(_rows_of(table, ids, axis), read_value=False)
 
 
-def _put_rows(table: tf.Variable, ids: tf.Tensor, window: tf.Variable) -> Any:
-    return table.scatter_update(tf.IndexedSlices(window.read_value(), ids))
+def _put_rows(state: tf.Variable, places: tf.Tensor, window: tf.Variable, rows: StepRows) -> Any:
+    return state.scatter_update(tf.IndexedSlices(rows.used(window.read_value()), rows.used(places)))
 
 
 # What TensorFlow's message calls the operation that stops.

@@ -41,7 +41,7 @@ SAME_AS_ALONE = [
 ]
 NOT_WATCHED = {"own_loop", "one_worker_runs_out"}  # nobody notes what an epoch leaves
 NEED_DISTRIBUTED_DATASETS = {"one_worker_runs_out"}
-OTHERS = ["exact_sums", "traffic", "files", "differing_workers", "stock"]
+OTHERS = ["no_row_at_all", "exact_sums", "traffic", "files", "differing_workers", "stock"]
 
 MULTI_WORKER = (
     "Devices",
@@ -145,6 +145,14 @@ def test_workers_hold_the_same_bits_and_train_what_one_process_trains(two_worker
         # When `fit` ends, averages are written to the rows: what steps did shows before.
         assert_only_trained(MATRIX, table_after_one_epoch(workers[0]), IDS)
     assert_like(workers[0], alone(name))
+
+
+@works(*MULTI_WORKER)
+def test_workers_make_a_step_that_touches_no_row(two_workers):
+    workers = two_workers["no_row_at_all"]
+    assert_same_on_all(workers)
+    assert_only_trained(MATRIX, workers[0]["table"], [])
+    assert_like(workers[0], alone("no_row_at_all"))
 
 
 @works(*MULTI_WORKER)

@@ -156,6 +156,13 @@ def lazy_steps(strategy):
     return whole_training(strategy, inner="adam", lazy=True)
 
 
+def no_row_at_all(strategy):
+    """No batch looks up a row that trains, of an optimizer that would step those alone."""
+    x = np.where(X == NUM_ROWS - 1, 0, X)
+    model, words, bits, _ = fitted(strategy, x, ids=[NUM_ROWS - 1], inner="sgd")
+    return result(model, words, bits)
+
+
 def rows_change(strategy):
     model, words, bits, _ = fitted(strategy)
     model.optimizer.set_trainable_rows({words: [7, 8, 9]})
