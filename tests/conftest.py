@@ -21,9 +21,9 @@ COMMON = {
     "phases": [phase for phase in Phase if phase is not Phase.explain],  # slow, and rarely used
     "print_blob": True,
 }
-# `python -m pytest --hypothesis-profile=thorough` draws fifty times as many examples.
+# `python -m pytest --hypothesis-profile=thorough` draws sixty times as many examples.
 settings.register_profile(
-    "default", max_examples=4, stateful_step_count=12, derandomize="CI" in os.environ, **COMMON
+    "default", max_examples=3, stateful_step_count=10, derandomize="CI" in os.environ, **COMMON
 )
 settings.register_profile("thorough", max_examples=200, stateful_step_count=30, **COMMON)
 settings.load_profile("default")

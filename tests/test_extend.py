@@ -353,6 +353,7 @@ def test_a_layer_bound_to_the_old_number_of_rows_is_refused():
         extend(keras.Model(inputs, outputs), NEW)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", ["lora", "int8"])
 def test_a_table_that_is_more_than_its_rows_is_refused(change):
     model = embedded()

@@ -80,6 +80,8 @@ class RowState:
         for variable, axis in self.of(optimizer):
             if variable.shape[axis.axis] != tables[axis.table].ids.shape[0]:
                 self._problem = f"{variable.path!r} has not one entry for each row"
+        if self._problem and any(table.is_lazy for table in tables):
+            raise _cannot_be_lazy(self._problem)
         for variable, axis in self.of(optimizer):
             make_row_variable(variable, axis.axis, self._any_length)
         self._numbers = _numbers_in(optimizer)
@@ -91,7 +93,8 @@ class RowState:
     def keeps_idle_rows(self, optimizer: Any) -> bool:
         """Whether rows whose gradient is zero keep their bits, and those of their state."""
         # What was tried may have been changed since: `optimizer.weight_decay` can be set.
-        return self._steps.keeps_idle_rows and _numbers_in(optimizer) == self._numbers
+        keeps = self._steps.keeps_idle_rows and not self._problem
+        return keeps and _numbers_in(optimizer) == self._numbers
 
     @functools.cached_property
     def takes_slices(self) -> bool:

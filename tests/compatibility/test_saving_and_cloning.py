@@ -119,6 +119,7 @@ def test_an_optimizer_from_a_config_trains_the_same_rows(model_class, built):
     assert_trains_on_as(model, again)
 
 
+@pytest.mark.thorough
 @works(
     "Saving and cloning",
     "Keras Tuner",

@@ -446,3 +446,28 @@ def test_all_rows_train_as_in_a_stock_model(cls):
         model.optimizer.build(model.trainable_variables)
         model.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
     assert_same_bits(words.get_weights()[0], table.get_weights()[0], "the table")
+
+
+class KeepsAnotherNumberForMany(keras.optimizers.SGD):
+    """Keeps one number for all of a large table, and one for each row of a small one."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.counts = [
+            self.add_variable(variable.shape[:1] if variable.shape[0] < 10 else (1,), name="count")
+            for variable in variables
+        ]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_state_that_is_chosen_by_size_is_not_taken_for_that_of_rows(lazy):
+    table, random = table_of(), np.random.default_rng(0)
+    optimizer = MaskedOptimizer(KeepsAnotherNumberForMany(), {"table": range(2, 18)}, lazy=lazy)
+    if lazy:
+        with pytest.raises(ValueError, match="lazy"):
+            optimizer.build([table])
+        return
+    before = table.numpy()
+    optimizer.apply([slices_of([3, 3, 4], random)], [table])
+    moved = (table.numpy() != before).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [3, 4]
