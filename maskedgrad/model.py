@@ -204,11 +204,12 @@ class MaskedTrainStep(MultiWorkerSteps):
 
         def train_function(iterator: Any) -> Any:
             nonlocal traced_for
-            if traced_for and traced_for != self.optimizer.fixed_lengths:
+            lengths = self.optimizer.fixed_lengths
+            if traced_for and traced_for != lengths:
                 self.make_train_function(force=True)
                 return self.train_function(iterator)
             logs = function(iterator)
-            traced_for = self.optimizer.fixed_lengths
+            traced_for = lengths or self.optimizer.fixed_lengths  # the first call builds it
             return logs
 
         return train_function

@@ -14,7 +14,9 @@ from maskedgrad.masking.tracing import is_compiled_by_xla
 from maskedgrad.masking.variables import (
     RowVariable,
     StandIn,
+    gather_rows,
     make_row_variable,
+    num_rows_of,
     on_first_device,
     on_this_replica,
     read_sparsely,
@@ -109,8 +111,7 @@ class CompactTable:
             return []
         if is_compiled_by_xla():  # which drops assertions, but not shapes
             return [tf.ensure_shape(ids.read_value(), [length], name=TRACED_FOR_OTHER_ROWS)]
-        num_rows = tf.raw_ops.VariableShape(input=ids.handle)[0]
-        return [tf.debugging.assert_equal(num_rows, length, name=TRACED_FOR_OTHER_ROWS)]
+        return [tf.debugging.assert_equal(num_rows_of(ids), length, name=TRACED_FOR_OTHER_ROWS)]
 
     def trainable_rows(self) -> StepRows:
         """All rows that train."""
@@ -231,9 +232,8 @@ class CompactTable:
 
 
 def _rows_of(table: tf.Variable, ids: Any, axis: int = 0) -> tf.Tensor:
-    # A mirrored table has no `sparse_read`, but its handle is the replica's own here.
     if axis == 0:
-        return tf.raw_ops.ResourceGather(resource=table.handle, indices=ids, dtype=table.dtype)
+        return gather_rows(table, ids)
     # There is `ResourceGatherNd`, but not under XLA.
     return tf.gather(table.read_value(), ids, axis=axis)
 

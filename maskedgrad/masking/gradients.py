@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from maskedgrad.masking.variables import gather_rows, num_rows_of
 from maskedgrad.rows.aliases import TrainableRows
 from maskedgrad.rows.targets import MaskedTable, named, resolve
 
@@ -39,7 +40,7 @@ def compact_gradient(
         places, is_trainable = _search(ids, tf.cast(gradient.indices, ids.dtype))
         # Slices whose segment id is negative are dropped: that is the mask.
         segments = tf.where(is_trainable, places, -1)
-        num_ids = tf.raw_ops.VariableShape(input=ids.handle)[0] if length is None else length
+        num_ids = num_rows_of(ids) if length is None else length
         return tf.math.unsorted_segment_sum(gradient.values, segments, num_ids)
     selected = tf.ensure_shape(tf.convert_to_tensor(ids), [length])
     return tf.gather(tf.convert_to_tensor(gradient), selected, axis=axis)
@@ -83,24 +84,25 @@ def touched_rows(
     dropped = -tf.ones_like(looked_up)
     segments = tf.tensor_scatter_nd_update(dropped, trained[:, None], segments)
     values = tf.math.unsorted_segment_sum(gradient.values, segments, tf.size(touched))
-    return values, _gather(ids, touched), touched
+    return values, gather_rows(ids, touched), touched
 
 
 def _search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """For each id that is looked up its place among `ids`, int64, and whether it is there."""
-    num_ids = tf.raw_ops.VariableShape(input=ids.handle)[0]
+    num_ids = num_rows_of(ids)
     last = tf.cast(num_ids - 1, ids.dtype)
-    lowest, highest = _gather(ids, 0), _gather(ids, last)
+    lowest, highest = gather_rows(ids, 0), gather_rows(ids, last)
 
     def by_halving() -> tf.Tensor:
         def halve(num_left: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             half = num_left // 2
             further = places + tf.cast(half, places.dtype)
-            return num_left - half, tf.where(_gather(ids, further) <= looked_up, further, places)
+            is_further = gather_rows(ids, further) <= looked_up
+            return num_left - half, tf.where(is_further, further, places)
 
         # Not `tf.searchsorted`: it reads all ids, and XLA compares each with each.
-        more_than_one = lambda num_left, _: num_left > 1  # noqa: E731
-        return tf.while_loop(more_than_one, halve, [num_ids, tf.zeros_like(looked_up)])[1]
+        first = [num_ids, tf.zeros_like(looked_up)]
+        return tf.while_loop(lambda num_left, _: num_left > 1, halve, first)[1]
 
     # Ids that are a range need no search.
     places = tf.cond(
@@ -108,13 +110,7 @@ def _search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
         lambda: tf.clip_by_value(looked_up - lowest, 0, last),
         by_halving,
     )
-    return places, _gather(ids, places) == looked_up
-
-
-def _gather(variable: tf.Variable, places: Any) -> tf.Tensor:
-    return tf.raw_ops.ResourceGather(
-        resource=variable.handle, indices=tf.cast(places, tf.int64), dtype=variable.dtype
-    )
+    return places, gather_rows(ids, places) == looked_up
 
 
 def mask_gradients(

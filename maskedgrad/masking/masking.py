@@ -53,9 +53,7 @@ class Masking:
             for optimizer in nested_optimizers(inner_optimizer):
                 optimizer.exclude_from_weight_decay(self.compact_variables(var_list), var_names)
         check_unbuilt(inner_optimizer)  # whatever it does when a copy is built
-        with contextlib.ExitStack() as held:
-            for table in self.tables:
-                held.enter_context(table.in_place(table.trainable_rows()))
+        with self._holding([table.trainable_rows() for table in self.tables]):
             inner_optimizer.build(self.compact_variables(self.variables))
         self._state.follow_rows(inner_optimizer, self.tables)
         self.inner_optimizer = inner_optimizer
@@ -117,19 +115,20 @@ class Masking:
             variables: what is to be trained, tables among it.
             apply: takes gradients and variables, of shape `(K, ...)` for a table.
         """
-        tables = {id(table.variable): table for table in self.tables}
+        pairs = zip(variables, gradients, strict=True)
+        given = {id(variable): gradient for variable, gradient in pairs}
         with tf.control_dependencies([check for table in self.tables for check in table.checks()]):
             keeps_idle = self._state.keeps_idle_rows(self.inner_optimizer)
-            rows = {key: t.rows_of_step(None, keeps_idle)[1] for key, t in tables.items()}
-            selected = list(gradients)
-            for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
-                if table := tables.get(id(variable)):
-                    are_slices = isinstance(gradient, tf.IndexedSlices)
-                    refused = are_slices and table.is_whole and not self._state.takes_slices
-                    given = tf.convert_to_tensor(gradient) if refused else gradient
-                    chosen = table.rows_of_step(given, keeps_idle)
-                    selected[place], rows[id(variable)] = chosen
-            with self._in_place(list(rows.values()), CompactTable.scatter_step):
+            rows = []
+            for table in self.tables:
+                gradient = given.get(id(table.variable))
+                are_slices = isinstance(gradient, tf.IndexedSlices)
+                if are_slices and table.is_whole and not self._state.takes_slices:
+                    gradient = tf.convert_to_tensor(gradient)
+                given[id(table.variable)], chosen = table.rows_of_step(gradient, keeps_idle)
+                rows.append(chosen)
+            with self._in_place(rows, CompactTable.scatter_step):
+                selected = [given[id(variable)] for variable in variables]
                 apply(selected, self.compact_variables(variables))
 
     @contextlib.contextmanager
@@ -146,11 +145,16 @@ class Masking:
     @contextlib.contextmanager
     def _in_place(self, rows: Sequence[StepRows], scatter: Callable[..., None]) -> Iterator[None]:
         self._for_each_table(CompactTable.gather, rows)
+        with self._holding(rows):
+            yield
+        self._for_each_table(scatter, rows)
+
+    @contextlib.contextmanager
+    def _holding(self, rows: Sequence[StepRows]) -> Iterator[None]:
         with contextlib.ExitStack() as held:
             for table, chosen in zip(self.tables, rows, strict=True):
                 held.enter_context(table.in_place(chosen))
             yield
-        self._for_each_table(scatter, rows)
 
     def _for_each_table(self, update: Callable[..., None], rows: Sequence[StepRows]) -> None:
         def update_all(strategy: tf.distribute.Strategy, rows: Sequence[StepRows]) -> None:

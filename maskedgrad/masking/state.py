@@ -202,10 +202,12 @@ class RowState:
         row_state = self.of(optimizer)
         if any(axis.axis for _, axis in row_state):
             raise ValueError("rows of state lie along another axis than the first")
-        others = []
-        if hasattr(optimizer, "optimizers"):  # a `MultiOptimizer`, which takes all or none
-            others = [small for small in self._small if small is not None]
-        return Trial(optimizer, tables, [variable for variable, _ in row_state], others)
+        return Trial(optimizer, tables, [v for v, _ in row_state], self._others_for(optimizer))
+
+    def _others_for(self, trial: Any) -> list[StandIn]:
+        """What a copy is given in a step beside the tables: all others, of a `MultiOptimizer`."""
+        takes_all_or_none = hasattr(trial, "optimizers")
+        return [small for small in self._small if small is not None and takes_all_or_none]
 
     def _built(self, stand_ins: Sequence[StandIn], learning_rate: float | None = None) -> Any:
         """A copy that is built on stand-ins for the tables, and on small ones for all others."""
@@ -235,10 +237,7 @@ class RowState:
             make_row_variable(stand_in, table.axis, any_length=True)
         for variable, axis in self.of(trial):
             make_row_variable(variable, axis.axis, any_length=True)
-        trained = list(stand_ins)
-        if hasattr(trial, "optimizers"):  # a `MultiOptimizer`, which takes all or none
-            tables = iter(stand_ins)
-            trained = [next(tables) if small is None else small for small in self._small]
+        trained = [*stand_ins, *self._others_for(trial)]
         step = tf.function(lambda *grads: trial.apply(list(grads), trained), autograph=False)
         specs = [tf.TensorSpec(variable.value.shape, variable.dtype) for variable in trained]
         try:

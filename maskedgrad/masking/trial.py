@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.inner import nested_optimizers
+from maskedgrad.masking.tables import same_bits
 
 # The tables of a trial have some rows that a step touches, and others.
 NUM_TOUCHED, NUM_ROWS = 3, 6
@@ -91,7 +92,7 @@ def try_row_steps(made: Callable[[int], Trial], is_lazy: bool) -> RowSteps:
     def idle_rows_stay() -> bool:
         before = _values(many.variables_of_rows(), NUM_TOUCHED)
         many.step(gradients(0.0))
-        return _same(before, _values(many.variables_of_rows(), NUM_TOUCHED))
+        return all(map(same_bits, before, _values(many.variables_of_rows(), NUM_TOUCHED)))
 
     keeps = idle_rows_stay()  # from the first step on
     many.step(gradients(1.0))
@@ -135,7 +136,3 @@ def option_without_lazy_meaning(optimizer: Any) -> str:
 
 def _values(variables: Sequence[keras.Variable], start: int) -> list[np.ndarray]:
     return [variable.numpy()[start:] for variable in variables]
-
-
-def _same(arrays: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
-    return all(one.tobytes() == other.tobytes() for one, other in zip(arrays, others, strict=True))

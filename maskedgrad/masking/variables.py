@@ -192,6 +192,17 @@ class StandIn(RowVariable):
         return self._original_path
 
 
+def gather_rows(variable: tf.Variable, ids: Any) -> tf.Tensor:
+    """Rows along the first axis of a variable, or of a mirrored one's component on this replica."""
+    # A mirrored variable has no `sparse_read`, but its handle is the replica's own here.
+    return tf.raw_ops.ResourceGather(resource=variable.handle, indices=ids, dtype=variable.dtype)
+
+
+def num_rows_of(variable: tf.Variable) -> tf.Tensor:
+    """How many rows a variable holds when a step runs: an int32 scalar."""
+    return tf.raw_ops.VariableShape(input=variable.handle)[0]
+
+
 def strategy_of(variable: keras.Variable) -> tf.distribute.Strategy:
     """The strategy that a variable was made in."""
     return getattr(variable.value, "distribute_strategy", tf.distribute.get_strategy())
