@@ -57,7 +57,9 @@ def with_words(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> 
     chosen = [
         around[int(i)] for i in np.linspace(0, len(around) - 1, min(NUM_ANCHORS, len(around)))
     ]
-    anchors = {word_of[id_]: _digest(variable, id_) for id_ in dict.fromkeys(chosen)}
+    ids = list(dict.fromkeys(chosen))
+    digests = _digests(variable, ids)
+    anchors = {word_of[id_]: digest for id_, digest in zip(ids, digests, strict=True)}
     return dataclasses.replace(patch, words=words, anchors=anchors)
 
 
@@ -107,7 +109,8 @@ def check_anchors(patch: TablePatch, variable: keras.Variable, vocabulary: Any) 
         for word, digest in (patch.anchors or {}).items()
         if word in id_of and id_of[word] not in patched
     }
-    differ = [word for word, digest in found.items() if _digest(variable, id_of[word]) != digest]
+    digests = zip(found, _digests(variable, [id_of[word] for word in found]), strict=True)
+    differ = [word for word, digest in digests if found[word] != digest]
     if differ or not found:
         told = f"other rows for {sample(differ)}" if differ else "none of the words around them"
         raise ValueError(
@@ -129,6 +132,6 @@ def _ids_within(vocabulary: Any, num_rows: int, path: str) -> dict[str, int]:
     return id_of
 
 
-def _digest(variable: keras.Variable, id_: int) -> str:
-    row = read_rows(variable, np.array([id_]))
-    return hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16]
+def _digests(variable: keras.Variable, ids: Sequence[int]) -> list[str]:
+    rows = read_rows(variable, np.array(ids, dtype=np.int64))
+    return [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows]

@@ -82,13 +82,6 @@ def used_ids(tokenizer: Any) -> np.ndarray:
     return np.array(sorted(id_ for id_ in special if isinstance(id_, (int, np.integer))))
 
 
-def words_of(tokenizer: Any) -> dict[str, int]:
-    """The tokens of a tokenizer with their ids."""
-    if is_of_hugging_face(tokenizer):
-        return dict(tokenizer.get_vocab())
-    return {str(word): int(tokenizer.token_to_id(word)) for word in tokenizer.get_vocabulary()}
-
-
 def _byte_pair(tokenizer: Any, config: dict[str, Any], words: Sequence[str]) -> Any:
     if "unsplittable_tokens" not in config:
         raise CannotLearnError(

@@ -60,7 +60,7 @@ def places_of(model: Any, table: Any, words: Sequence[Any], vocabulary: Any) -> 
     instead = {}
     for lookup in _inverses_of_size(model, num_rows):
         check_unknown(words, lookup.get_vocabulary(), describe(lookup))
-        instead[id(lookup)] = lookups.with_words(lookup, [*_own_words(lookup), *words])
+        instead[id(lookup)] = _with_more(lookup, words)
     return Places(ids, np.arange(num_rows), instead)
 
 
@@ -94,15 +94,17 @@ def _of_lookups(model: Any, table: Any, found: list[Any], words: Sequence[Any]) 
     check_unknown(words, first.get_vocabulary(), describe(first))
     instead = {}
     for lookup in found:
-        instead[id(lookup)] = lookups.with_words(lookup, [*_own_words(lookup), *words])
+        instead[id(lookup)] = _with_more(lookup, words)
     given = [lookups.ids_given(instead[id(lookup)], words) for lookup in found]
     for lookup in lookups.inverses_of(model, first):
-        instead[id(lookup)] = lookups.with_words(lookup, [*_own_words(lookup), *words])
+        instead[id(lookup)] = _with_more(lookup, words)
     return Places(given[0], np.arange(size), instead)
 
 
-def _own_words(lookup: Any) -> list[Any]:
-    return lookup.get_vocabulary(include_special_tokens=False)
+def _with_more(lookup: Any, words: Sequence[Any]) -> Any:
+    """A lookup that knows new words after its own."""
+    own = lookup.get_vocabulary(include_special_tokens=False)
+    return lookups.with_words(lookup, [*own, *words])
 
 
 def _check_same_words(lookup: Any, other: Any) -> None:
@@ -118,7 +120,7 @@ def _of_tokenizer(table: Any, tokenizer: Any, words: Sequence[str]) -> Places:
     used = tokenizers.used_ids(tokenizer)
     what = f"the tokenizer {type(tokenizer).__name__}"
     check_fits(int(used.max()) + 1, table, what)
-    check_unknown(words, tokenizers.words_of(tokenizer), what)
+    check_unknown(words, ids_by_word(tokenizer), what)
     try:
         learned = tokenizers.taught(tokenizer, words)
     except tokenizers.CannotLearnError as error:
@@ -153,8 +155,8 @@ def _size(tokenizer: Any) -> int:
 def _of_vocabulary(model: Any, table: Any, vocabulary: Any, words: Sequence[Any]) -> Places:
     """Where words go by what lies outside of the model, and stays as it is."""
     if tokenizers.is_of_hugging_face(vocabulary):
-        id_of = tokenizers.words_of(vocabulary)
-        given = tokenizers.words_of(tokenizers.taught(vocabulary, words))
+        id_of = ids_by_word(vocabulary)
+        given = ids_by_word(tokenizers.taught(vocabulary, words))
         if absent := [word for word in words if word not in given]:
             raise ValueError(
                 "The tokenizer must take the new words by `add_tokens`. Received: a "
@@ -207,9 +209,7 @@ def _learned_likewise(
                 f"Received: {sample(list(id_of))}, and the lookup knows "
                 f"{sample(list(ids_by_word(lookup)))}"
             )
-        instead[id(lookup)] = lookups.with_words(
-            lookup, [*_own_words(lookup), *lookups.words_for(lookup, words)]
-        )
+        instead[id(lookup)] = _with_more(lookup, lookups.words_for(lookup, words))
     return instead
 
 
