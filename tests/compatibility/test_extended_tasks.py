@@ -10,28 +10,22 @@ import pytest
 from maskedgrad import MaskedModel, MaskedOptimizer, extend
 from tests.compatibility.helpers import assert_only_trained, bits
 from tests.compatibility.table import refused, works
-from tests.compatibility.test_keras_hub import END, MERGES, NEW_TOKENS, WORDS
+from tests.compatibility.test_keras_hub import (
+    NEW_TOKENS,
+    WORDS,
+    bert_backbone,
+    gpt2_backbone,
+    gpt2_tokenizer,
+)
 
 MODELS = "Whole models of keras_hub"
 
 
 def gpt2(padding=0):
-    parts = {part for merge in MERGES for part in [*merge.split(" "), merge.replace(" ", "")]}
-    tokens = [*sorted(parts), END]
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary={token: place for place, token in enumerate(tokens)}, merges=MERGES
-    )
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=len(tokens) + padding,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        dropout=0.0,
-        max_sequence_length=8,
-    )
+    tokenizer = gpt2_tokenizer([])
+    size = tokenizer.vocabulary_size()
     preprocessor = keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
-    return keras_hub.models.GPT2CausalLM(backbone, preprocessor), len(tokens)
+    return keras_hub.models.GPT2CausalLM(gpt2_backbone(size + padding), preprocessor), size
 
 
 @works(
@@ -83,16 +77,7 @@ def test_a_loaded_task_learns_more_words(tmp_path):
 
 def bert():
     tokenizer = keras_hub.models.BertTokenizer(vocabulary=WORDS)
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=len(WORDS),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=8,
-        dropout=0.0,
-        max_sequence_length=8,
-    )
-    return backbone, tokenizer
+    return bert_backbone(len(WORDS)), tokenizer
 
 
 @works(

@@ -131,9 +131,9 @@ TEXTS = ["the quick zorb", "the brown quux sleeps", "the fox", "zorb the quux"]
 LABELS = np.array([0, 1, 1, 0])
 
 
-def bert_backbone():
+def bert_backbone(vocabulary_size):
     return keras_hub.models.BertBackbone(
-        vocabulary_size=len(WORDS) + len(NEW_WORDS),
+        vocabulary_size=vocabulary_size,
         num_layers=1,
         num_heads=2,
         hidden_dim=8,
@@ -152,7 +152,7 @@ def bert_preprocessor():
 @in_both_models
 def test_new_words_train_beneath_a_head_of_ones_own(model_class):
     def make(model_class):
-        backbone = bert_backbone()
+        backbone = bert_backbone(len(WORDS + NEW_WORDS))
         pooled = backbone(backbone.input)["pooled_output"]
         return model_class(backbone.input, keras.layers.Dense(2)(pooled)), backbone
 
@@ -188,7 +188,7 @@ class MaskedTextClassifier(MaskedTrainStep, keras_hub.models.BertTextClassifier)
 def test_new_words_train_from_raw_strings(model_class):
     model, whole = (
         each(
-            bert_backbone(),
+            bert_backbone(len(WORDS + NEW_WORDS)),
             num_classes=2,
             preprocessor=bert_preprocessor(),
             dropout=0.0,
@@ -216,22 +216,17 @@ END = "<|endoftext|>"
 SENTENCES = [" airport at<city>", "<name> at<city>", " airport at<name>"]
 
 
-def gpt2_preprocessor():
+def gpt2_tokenizer(new_tokens, **options):
     parts = {part for merge in MERGES for part in [*merge.split(" "), merge.replace(" ", "")]}
-    tokens = [*sorted(parts), END, *NEW_TOKENS]  # the first is the padding
-    tokenizer = keras_hub.models.GPT2Tokenizer(
-        vocabulary={token: place for place, token in enumerate(tokens)},
-        merges=MERGES,
-        unsplittable_tokens=[END, *NEW_TOKENS],
+    tokens = [*sorted(parts), END, *new_tokens]  # the first is the padding
+    return keras_hub.models.GPT2Tokenizer(
+        vocabulary={token: place for place, token in enumerate(tokens)}, merges=MERGES, **options
     )
-    return keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
 
 
-def gpt2(model_class, preprocessor=None):
-    """A model, not compiled, the layer of its table, and the ids of the new tokens."""
-    tokenizer = gpt2_preprocessor().tokenizer
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=tokenizer.vocabulary_size(),
+def gpt2_backbone(vocabulary_size):
+    return keras_hub.models.GPT2Backbone(
+        vocabulary_size=vocabulary_size,
         num_layers=1,
         num_heads=2,
         hidden_dim=8,
@@ -239,6 +234,17 @@ def gpt2(model_class, preprocessor=None):
         dropout=0.0,
         max_sequence_length=8,
     )
+
+
+def gpt2_preprocessor():
+    tokenizer = gpt2_tokenizer(NEW_TOKENS, unsplittable_tokens=[END, *NEW_TOKENS])
+    return keras_hub.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=8)
+
+
+def gpt2(model_class, preprocessor=None):
+    """A model, not compiled, the layer of its table, and the ids of the new tokens."""
+    tokenizer = gpt2_preprocessor().tokenizer
+    backbone = gpt2_backbone(tokenizer.vocabulary_size())
     model = model_class(backbone, preprocessor=preprocessor, compile=False)
     return model, backbone.token_embedding, [tokenizer.token_to_id(token) for token in NEW_TOKENS]
 
