@@ -302,6 +302,7 @@ class MaskedModel(MaskedTrainStep, keras.Model):
         if _are_functional(args, kwargs):
             # Keras would put its functional class among the bases of this
             # class itself, and no subclass with a `call` could be made after.
+            # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/models/model.py#L1135
             if type(self) is MaskedModel:
                 self.__class__ = MaskedFunctional
             if not issubclass(type(self), _functional_class()):

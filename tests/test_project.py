@@ -1,10 +1,13 @@
 """What stands around the code: workflows, hooks and forms say what is done here."""
 
+import importlib.metadata
 import os
 import re
 from pathlib import Path
 
+import keras
 import pytest
+import tensorflow as tf
 import yaml
 
 from tests.matrix import CELLS
@@ -60,3 +63,39 @@ def test_what_programs_and_modules_workflows_name_is_there():
     for path in ROOT.glob(".github/workflows/*.yml"):
         for module in re.findall(r"python -m (tests\.\w+)", path.read_text(encoding="utf-8")):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists()
+
+
+LINK = re.compile(
+    r"https://github\.com/[\w-]+/(?P<package>keras|tensorflow)/blob/v(?P<version>[\d.]+)/"
+    r"(?P<file>\S+\.py)#L(?P<line>\d+)"
+)
+# What stands in the line that a comment of the package links to.
+LINKED = {
+    ("keras", "keras/src/backend/tensorflow/numpy.py"): "def add",
+    ("keras", "keras/src/backend/tensorflow/optimizer.py"): "maybe_merge_call|_unique_id",
+    ("keras", "keras/src/backend/tensorflow/trainer.py"): "one_step_on_data",
+    ("keras", "keras/src/callbacks/backup_and_restore.py"): "_initial_epoch",
+    ("keras", "keras/src/layers/layer.py"): "_flatten_layers",
+    ("keras", "keras/src/models/model.py"): "inject_functional_model_class",
+    ("keras", "keras/src/ops/operation.py"): "_inbound_nodes",
+    ("keras", "keras/src/optimizers/base_optimizer.py"): "moving_average|not_first_step",
+    ("keras", "keras/src/saving/saving_lib.py"): "sorted",
+    ("tensorflow", "tensorflow/python/ops/array_ops.py"): "sparse_read",
+    ("tensorflow", "tensorflow/python/ops/control_flow_ops.py"): "XLAControlFlowContext",
+}
+
+
+def test_comments_link_to_the_lines_that_they_speak_of():
+    """In the versions that they name, where these are installed."""
+    packages = {"keras": keras, "tensorflow": tf}
+    seen = set()
+    for path in (ROOT / "maskedgrad").rglob("*.py"):
+        for link in LINK.finditer(path.read_text(encoding="utf-8")):
+            name, file = link["package"], link["file"]
+            seen.add((name, file))
+            if importlib.metadata.version(name) == link["version"]:
+                folder = Path(packages[name].__file__).parent
+                source = (folder / file.partition("/")[2]).read_text(encoding="utf-8")
+                line = source.splitlines()[int(link["line"]) - 1]
+                assert re.search(LINKED[name, file], line), (path.name, link[0], line)
+    assert seen == LINKED.keys()

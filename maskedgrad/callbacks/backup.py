@@ -65,7 +65,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             self.model.optimizer.build(self.model.trainable_variables)
         with self._read():
             self.model.load_weights(self._path)
-        # What `fit` starts from. Keras' own callback sets it too; nothing public does.
+        # What `fit` starts from, as Keras's own callback sets it. Without it, epochs that are done
+        # are trained again.
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/callbacks/backup_and_restore.py#L152
         self.model._initial_epoch = epoch
 
     @override

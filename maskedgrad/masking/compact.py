@@ -138,8 +138,8 @@ class CompactTable:
                 if is_alone and (not tf.executing_eagerly() or len(selected)):
                     return selected, StepRows(*touched)
                 # One row more, without a gradient: workers crash over what has no numbers, and
-                # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/
-                # numpy.py#L95, `ops.add`, takes a tensor of no rows for a bias.
+                # `keras.ops.add` takes a tensor of no rows for a bias.
+                # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/numpy.py#L96
                 first = [ids.sparse_read([0]), tf.zeros([1], tf.int64)]
                 more = [tf.concat(pair, axis=0) for pair in zip(touched, first, strict=True)]
                 row = tf.zeros([1, *self.variable.shape[1:]], selected.dtype)

@@ -72,6 +72,7 @@ def _route_to_copies(route: Any) -> Any:
 def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Variable]]:
     """The variables of which a built optimizer keeps averages, each with its average."""
     # Keras has no public way to ask for them.
+    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/base_optimizer.py#L213
     for nested in nested_optimizers(optimizer):
         averages = getattr(nested, "_model_variables_moving_average", [])
         for variable, average in zip(nested._trainable_variables, averages, strict=False):

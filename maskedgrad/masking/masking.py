@@ -161,6 +161,8 @@ class Masking:
             for table, chosen in zip(self.tables, rows, strict=True):
                 update(table, strategy, chosen)
 
+        # As Keras's optimizers do: `merge_call` is an error under strategies that go without it.
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/optimizer.py#L217
         merge_call = tf.__internal__.distribute.interim.maybe_merge_call
         merge_call(update_all, self.strategy, list(rows))
 

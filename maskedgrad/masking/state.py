@@ -152,8 +152,9 @@ class RowState:
         fresh = self._built([stand_in_for(table) for table in tables])
         if len(fresh.variables) != len(self._axes):
             raise _cannot_follow("its state is chosen by the number of rows")
-        # Keras starts a moving average from the variable in the very first step
-        # only, and has no public way to start one for rows that join later.
+        # Keras starts an average from its variable in step 0 alone; of rows that join later it
+        # would start from zero.
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/base_optimizer.py#L977
         for variable, average in moving_averages(fresh):
             if isinstance(variable, StandIn) and average.shape == variable.shape:
                 average.assign(variable)

@@ -10,6 +10,7 @@ import tensorflow as tf
 Result = TypeVar("Result")
 
 # What Keras calls the function that it traces, and has no public way to tell.
+# https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/trainer.py#L132
 KERAS_TRACES = "one_step_on_data"
 
 
@@ -63,6 +64,7 @@ def is_compiled_by_xla() -> bool:
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
         # TensorFlow tells this nowhere else.
+        # https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/ops/control_flow_ops.py#L2180
         context = graph._get_control_flow_context()
         while context is not None:
             if type(context).__name__ == "XLAControlFlowContext":

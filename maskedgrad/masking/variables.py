@@ -16,6 +16,7 @@ class SparselyRead:
     is read densely, and a Keras layer reads its table densely before it gathers.
     `tf.gather` calls `sparse_read` of what it is given, where it has one. So does
     `tf.nn.embedding_lookup`, with which Keras looks up ragged ids, as told below.
+    https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/ops/array_ops.py#L4992
     """
 
     dtype: Any
@@ -126,7 +127,10 @@ class RowVariable(keras.Variable):
 
 
 def _take_id(variable: tf.Variable, other: tf.Variable) -> None:
-    """Makes a variable known to optimizers of Keras as another one."""
+    """Makes a variable known to optimizers of Keras as another one.
+
+    https://github.com/keras-team/keras/blob/v3.15.1/keras/src/backend/tensorflow/optimizer.py#L87
+    """
     components = tf.distribute.get_strategy().experimental_local_results
     for one, its_other in zip(components(variable), components(other), strict=True):
         one._unique_id = its_other._unique_id

@@ -26,7 +26,9 @@ SHAPING = {
 
 def layers_in(layer: Any) -> list[Any]:
     """A layer and all layers inside of it, at any depth, each once, an outer one before its own."""
-    # Keras has no public name for the layers inside of a layer that is no model.
+    # `Model.layers` lists those of a model only, one level deep. Without this a table inside of a
+    # `TimeDistributed` or a `Bidirectional` is not found.
+    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/layers/layer.py#L1708
     return list(layer._flatten_layers())
 
 
@@ -158,7 +160,9 @@ def _operations(model: Any) -> list[Any]:
 
 
 def _nodes(operation: Any) -> list[Any]:
-    # Keras has no public name for the calls of an operation.
+    # Without the calls nobody can tell which lookup feeds which table. Public is `layer.input`
+    # alone, which raises for a layer that is called twice.
+    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/ops/operation.py#L32
     return list(operation._inbound_nodes)
 
 
