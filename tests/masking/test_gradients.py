@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import Rows, mask_gradients
-from maskedgrad.masking.gradients import compact_gradient
+from maskedgrad.masking.gradients import compact_gradient, touched_rows
 from maskedgrad.testing import TABLE_PATH, assert_same_bits, gradients_of, tables
 from tests.properties.strategies import cheap
 
@@ -25,6 +25,20 @@ def test_a_compact_gradient_is_the_trainable_rows_of_the_whole(data, in_graph):
         assert actual is None
     else:
         assert_same_bits(actual, tf.convert_to_tensor(expected), "the compact gradient")
+
+
+def test_every_id_is_found_in_every_set_of_rows():
+    """All sets of rows of a table of seven, and ids of it and beside it, each alone its own bit."""
+    slices = tf.IndexedSlices(tf.constant(2.0 ** np.arange(12)), tf.range(-2, 10))
+    compact, touched = tf.function(compact_gradient), tf.function(touched_rows)
+    ids = tf.Variable([0], dtype=tf.int64, shape=tf.TensorShape([None]))
+    for chosen in range(1, 2**7):
+        rows = [row for row in range(7) if chosen >> row & 1]
+        ids.assign(rows)
+        assert compact(slices, ids).numpy().tolist() == [2.0 ** (row + 2) for row in rows]
+        gradient, of_table, places = (each.numpy().tolist() for each in touched(slices, ids))
+        assert [rows[place] for place in places] == of_table
+        assert sorted(zip(of_table, gradient, strict=True)) == [(r, 2.0 ** (r + 2)) for r in rows]
 
 
 def test_slices_are_not_made_dense():
