@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 import maskedgrad
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows
+from maskedgrad.masking import compact
 from maskedgrad.masking.compact import CompactTable
+from maskedgrad.masking.gradients import touched_rows
 from maskedgrad.testing import (
     Walk,
     assert_trains_like_compact,
@@ -337,6 +339,22 @@ def test_a_walk_needs_a_batch():
 )
 def test_a_model_trains_as_its_twin_does(make_optimizer, rows):
     assert_trains_like_compact(make_model, make_optimizer, [BATCH, BATCH], rows)
+
+
+def test_a_lazy_model_trains_as_its_twin_does_on_the_touched_rows(monkeypatch):
+    ids, y = BATCH
+    no_trainable_row = np.zeros_like(ids)
+    batches = [BATCH, (ids[:1], y[:1]), (no_trainable_row, y), (ids[1:], y[1:]), BATCH]
+    arguments = make_model, lambda: keras.optimizers.Adam(0.1), batches
+    rows = {"words/embeddings": [0, *IDS]}
+    assert_trains_like_compact(*arguments, rows, lazy=True)
+
+    def all_but_one(*args):
+        return tuple(each[1:] for each in touched_rows(*args))
+
+    monkeypatch.setattr(compact, "touched_rows", all_but_one)
+    with pytest.raises(AssertionError, match="trainable rows of words/embeddings"):
+        assert_trains_like_compact(*arguments, rows, lazy=True)
 
 
 def skip_a_row(monkeypatch):

@@ -1,4 +1,7 @@
-"""The oracle: the bare optimizer on variables that hold the trainable rows and nothing else."""
+"""The oracle: the bare optimizer on variables that hold the trainable rows and nothing else.
+
+Of a lazy optimizer: on variables that hold the rows that a step touches and nothing else.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,14 +54,17 @@ def selected_gradient(
 
 def compact_variable(target: MaskedTable) -> keras.Variable:
     """A variable that holds the trainable rows of a table, and answers to its path."""
-    table = target.variable
-    *scopes, name = table.path.split("/")
+    return _variable_like(target.variable, _trainable_rows(target))
+
+
+def _variable_like(original: keras.Variable, values: np.ndarray) -> keras.Variable:
+    *scopes, name = original.path.split("/")
     with contextlib.ExitStack() as stack:
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
-        compact = keras.Variable(_trainable_rows(target), dtype=table.dtype, name=name)
-    compact.constraint = table.constraint
-    return compact
+        variable = keras.Variable(values, dtype=original.dtype, name=name)
+    variable.constraint = original.constraint
+    return variable
 
 
 class CompactTwin:
@@ -71,6 +77,11 @@ class CompactTwin:
         twin_variables: other variables of the same values and paths, each
             table in the form that `compact_variable` gives it.
         trainable_rows: as for `MaskedOptimizer`.
+        lazy: as for `MaskedOptimizer`. A step of the twin is then one of a fresh optimizer, on
+            the touched rows and their state alone.
+
+    Raises:
+        TypeError, ValueError: as `MaskedOptimizer` does.
     """
 
     def __init__(
@@ -79,23 +90,81 @@ class CompactTwin:
         variables: Sequence[keras.Variable],
         twin_variables: Sequence[keras.Variable],
         trainable_rows: Mapping[Any, Any],
+        lazy: bool = False,
     ):
+        self._make_optimizer, self._is_lazy = make_optimizer, lazy
         self.variables, self.twin_variables = list(variables), list(twin_variables)
         self.targets = resolve(named(trainable_rows), self.variables)
         self._frozen = [_frozen_rows(target) for target in self.targets]
         self.twin_optimizer = make_optimizer()
         self.twin_optimizer.build(self.twin_variables)
-        self.optimizer = MaskedOptimizer(make_optimizer(), trainable_rows)
+        self.optimizer = MaskedOptimizer(make_optimizer(), trainable_rows, lazy=lazy)
         self.optimizer.build(self.variables)
 
     def step(self, gradients: Sequence[Gradient], twin_gradients: Sequence[Gradient]) -> None:
         """A step of both, the twin first."""
-        self.step_twin(twin_gradients)
+        if self._is_lazy:
+            places = [self._touched(*pair) for pair in zip(self.variables, gradients, strict=True)]
+            self.step_twin_on_rows(twin_gradients, places)
+        else:
+            self.bare_step(self.twin_optimizer, twin_gradients, self.twin_variables)
         self.optimizer.apply(list(gradients), self.variables)
 
-    def step_twin(self, gradients: Sequence[Gradient]) -> None:
-        """A step of the bare optimizer."""
-        self.twin_optimizer.apply(list(gradients), self.twin_variables)
+    def bare_step(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients: Sequence[Gradient],
+        variables: Sequence[keras.Variable],
+    ) -> None:
+        """A step of a bare optimizer."""
+        optimizer.apply(list(gradients), list(variables))
+
+    def step_twin_on_rows(
+        self, gradients: Sequence[Gradient], places: Sequence[np.ndarray | None]
+    ) -> None:
+        """A step of a bare optimizer on some rows of the twin's tables, and their state.
+
+        Args:
+            gradients: of the twin's variables.
+            places: for each variable which of its rows, int64 of shape `(n,)`; `None` for what is
+                no table. Where a table has none, one takes part without a gradient, since Keras
+                makes no step on variables without rows, and stays as it is.
+        """
+        # Which state of the optimizer has an entry for each row of which variable.
+        number_of = {id(v): number for number, v in enumerate(self.variables)}
+        of_row_state = {id(v): number_of[id(t.variable)] for v, t in self.optimizer.row_state()}
+        tables = [of_row_state.get(id(v)) for v in self.optimizer.inner_optimizer.variables]
+        rows = [np.array([0]) if each is not None and not len(each) else each for each in places]
+        small = [
+            whole if of_step is None else _variable_like(whole, np.asarray(whole)[of_step])
+            for whole, of_step in zip(self.twin_variables, rows, strict=True)
+        ]
+        optimizer = self._make_optimizer()
+        optimizer.build(small)
+        state = list(zip(optimizer.variables, self.twin_optimizer.variables, tables, strict=True))
+        for held, whole, table in state:
+            held.assign(whole if table is None else np.asarray(whole)[rows[table]])
+        small_gradients = [
+            gradient if gradient is None or of_step is None else tf.gather(gradient, of_step)
+            for gradient, of_step in zip(gradients, rows, strict=True)
+        ]
+        self.bare_step(optimizer, small_gradients, small)
+        # Of what is no table, `small` has the variables of the twin themselves.
+        trained = zip(small, self.twin_variables, range(len(small)), strict=True)
+        for held, whole, table in [*state, *trained]:
+            if table is None:
+                whole.assign(held)
+            elif (of_step := places[table]) is not None:
+                _put(whole, held, of_step)
+
+    def _touched(self, variable: keras.Variable, gradient: Gradient) -> np.ndarray | None:
+        """Which of the trainable rows of a table a gradient touches, in the order of its slices."""
+        ids = next((t.rows.ids for t in self.targets if t.variable is variable), None)
+        if ids is None or isinstance(gradient, tf.Tensor):
+            return None if ids is None else np.arange(len(ids))
+        looked_up = [] if gradient is None else gradient.indices.numpy()
+        trained = [row for row in dict.fromkeys(looked_up) if row in ids]
+        return np.searchsorted(ids, np.array(trained, ids.dtype))
 
     def finalize(self) -> None:
         """Lets both set final values."""
@@ -124,6 +193,7 @@ def assert_trains_like_compact(
     make_optimizer: Callable[[], keras.optimizers.Optimizer],
     data: Iterable[Any],
     rows: Mapping[Any, Any],
+    lazy: bool = False,
 ) -> None:
     """Trains a model by a masked optimizer, and checks each bit against a twin.
 
@@ -150,6 +220,8 @@ def assert_trains_like_compact(
         rows: which rows train: a mapping from the path of a table, or a
             regular expression for it, to rows, as `MaskedOptimizer` takes it.
             Layers name nothing here, because each model has its own.
+        lazy: whether the masked optimizer is lazy. The bare one then makes each step on the rows
+            that the batch touches, and their state, alone.
 
     Raises:
         AssertionError: a bit differs. It says of what, and after which batch.
@@ -176,6 +248,7 @@ def assert_trains_like_compact(
         model.trainable_variables,
         [compacts.get(id(variable), variable) for variable in twin_model.trainable_variables],
         rows,
+        lazy,
     )
 
     def check(when: str) -> None:
@@ -249,6 +322,13 @@ def _frozen_rows(target: MaskedTable) -> np.ndarray:
 
 def _trainable_rows(target: MaskedTable) -> np.ndarray:
     return np.take(np.asarray(target.variable), target.rows.ids, target.axis)
+
+
+def _put(variable: keras.Variable, part: keras.Variable, places: np.ndarray) -> None:
+    """Assigns the rows `places` of a variable the first rows of another one."""
+    values = np.asarray(variable).copy()
+    values[places] = np.asarray(part)[: len(places)]
+    variable.assign(values)
 
 
 def _write_rows(target: MaskedTable, rows: np.ndarray) -> None:

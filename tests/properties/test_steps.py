@@ -16,14 +16,14 @@ from maskedgrad.testing import (
     optimizers,
     tables,
 )
-from tests.properties.oracle import Pair, kernel_variable
+from tests.properties.oracle import drawn_pair, kernel_variable
 from tests.properties.strategies import kernel_gradients
 
 
 @pytest.mark.parametrize("cls", optimizer_classes(), ids=lambda cls: cls.__name__)
 @given(data=st.data())
 def test_every_optimizer_freezes_and_follows_the_oracle(cls, data):
-    pair = Pair(data.draw(optimizers(cls)), data.draw(tables()))
+    pair = drawn_pair(data, data.draw(optimizers(cls)), data.draw(tables()))
     for _ in range(data.draw(st.integers(1, 4), label="steps")):
         pair.apply(*data.draw(gradients_of(pair.table)), data.draw(kernel_gradients(pair.table)))
         pair.check()

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from maskedgrad import MaskedOptimizer
 from maskedgrad.testing import TABLE_PATH, gradients_of, optimizer_classes, optimizers, tables
-from tests.properties.oracle import Pair
+from tests.properties.oracle import drawn_pair
 from tests.properties.strategies import kernel_gradients
 
 
@@ -17,7 +17,7 @@ class Walk(RuleBasedStateMachine):
     @initialize(data=st.data(), cls=st.sampled_from(optimizer_classes()))
     def begin(self, data, cls):
         self.spec = data.draw(optimizers(cls))
-        self.pair = Pair(self.spec, data.draw(tables()))
+        self.pair = drawn_pair(data, self.spec, data.draw(tables()))
 
     def _step(self, data, kind):
         table = self.pair.table
