@@ -87,9 +87,7 @@ def write_rows(variable: keras.Variable, ids: np.ndarray, values: np.ndarray) ->
         )
 
 
-def chunks_of_rows(
-    variable: keras.Variable, ids: np.ndarray | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
+def chunks_of_rows(variable: keras.Variable, ids: Any = None) -> Iterator[tuple[int, np.ndarray]]:
     """A table, or rows of it, some megabytes at a time, each with the place of its first row."""
     num_rows, *row_shape = variable.shape
     places = range(num_rows) if ids is None else ids
