@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from maskedgrad.files import check_no_folder
 from maskedgrad.masking.tables import digest_of_rows
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import decode_trainable_rows
@@ -106,6 +107,7 @@ def matrix_file(path: Path) -> SavedTable:
         # Opened anew, since pages once read stay in memory as long as a file is mapped.
         return np.array(np.lib.format.open_memmap(path, mode="r")[start:stop])
 
+    check_no_folder(path, "an array as `numpy.save` writes it")
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")
     except OSError:

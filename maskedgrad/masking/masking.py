@@ -104,18 +104,12 @@ class Masking:
         compact = {id(table.variable): table.compact for table in self.tables}
         return [compact.get(id(variable), variable) for variable in variables]
 
-    def step(
-        self,
-        gradients: Sequence[Gradient],
-        variables: Sequence[Any],
-        apply: Callable[[list[Gradient], list[Any]], None],
-    ) -> None:
-        """Lets `apply` make a step on the trainable rows, and on all other variables.
+    def step(self, gradients: Sequence[Gradient], variables: Sequence[Any]) -> None:
+        """Lets the inner optimizer make a step on trainable rows, and on all other variables.
 
         Args:
             gradients: of `variables`.
             variables: what is to be trained, tables among it.
-            apply: takes gradients and variables, of shape `(K, ...)` for a table.
         """
         check_number(gradients, variables)
         given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
@@ -133,7 +127,7 @@ class Masking:
                 rows.append(chosen)
             with self._in_place(rows, CompactTable.scatter_step):
                 selected = [given[id(variable)] for variable in variables]
-                apply_alone(apply, selected, self.compact_variables(variables))
+                apply_alone(self.inner_optimizer, selected, self.compact_variables(variables))
 
     @contextlib.contextmanager
     def trainable_rows(self) -> Iterator[None]:

@@ -239,7 +239,7 @@ class RowState:
         for variable, axis in self.of(trial):
             make_row_variable(variable, axis.axis, any_length=True)
         trained = [*stand_ins, *self._others_for(trial)]
-        step = tf.function(lambda *g: apply_alone(trial.apply, g, trained), autograph=False)
+        step = tf.function(lambda *g: apply_alone(trial, g, trained), autograph=False)
         specs = [tf.TensorSpec(variable.value.shape, variable.dtype) for variable in trained]
         try:
             with warnings.catch_warnings():

@@ -65,7 +65,7 @@ class Trial(NamedTuple):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             variables = [*self.tables, *self.others]
-            apply_alone(self.optimizer.apply, [*gradients, *others], variables)
+            apply_alone(self.optimizer, [*gradients, *others], variables)
 
     def take_state(self, other: "Trial") -> None:
         """Takes the values of another trial, of which this has the first rows."""

@@ -1,6 +1,6 @@
 """`Rows`: a set of row ids of a table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -219,6 +219,7 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows | Runs":
         raise ValueError(
             "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
             f"Received an array of shape {array.shape}: {shorten(rows)}"
+            f"{'. A single id goes in a list: `[id]`' if array.ndim == 0 else ''}"
         )
     if array.dtype == bool:
         return array
@@ -227,7 +228,7 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows | Runs":
     if array.dtype.kind not in "iu":
         raise TypeError(
             "Row ids must be integers, and a mask must be boolean. "
-            f"Received dtype {array.dtype}: {shorten(rows)}. {_advice_for_floats(array)}"
+            f"Received dtype {array.dtype}: {shorten(rows)}. {_advice_for_others(array)}"
         )
     if array.min() < 0:
         raise _negative(array[array < 0])
@@ -246,6 +247,9 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows | Runs":
     return ids
 
 
+_WORDS_ADVICE = (
+    "Words become ids by their place in the vocabulary: `maskedgrad.row_ids(words, vocabulary)`."
+)
 _MASK_ADVICE = (
     "They are zeros and ones: if they are a mask, a number for each row of the table, make it "
     "boolean by `numpy.asarray(mask).astype(bool)`."
@@ -257,12 +261,13 @@ def _is_mask(array: np.ndarray) -> bool:
     return bool(np.isin(array, (0, 1)).all())
 
 
-def _advice_for_floats(array: np.ndarray) -> str:
+def _advice_for_others(array: np.ndarray) -> str:
     if array.dtype.kind == "f" and _is_mask(array):
         return _MASK_ADVICE
+    if array.dtype.kind in "USO":
+        return _WORDS_ADVICE
     return (
-        "Words become ids by their place in the vocabulary; "
-        "ids that were read as floats, by `ids.astype(int)`."
+        "Ids that were read as other numbers become integers by `numpy.asarray(ids).astype(int)`."
     )
 
 
@@ -379,15 +384,23 @@ def _too_large(ids: Any, num_rows: int) -> ValueError:
 
 
 def _to_array(rows: Any) -> np.ndarray:
-    if isinstance(rows, (str, bytes, Mapping, set, frozenset)) or rows is None:
+    # NumPy makes an array of one object of what has no order or no length.
+    if isinstance(rows, (str, bytes, Mapping, Set, ValuesView, Iterator)) or rows is None:
         raise TypeError(
             "Rows must be a sequence of ids, a boolean mask, a `range`, a `slice` or a `Rows`. "
-            f"Received: {shorten(rows)}"
+            f"Received: {shorten(rows)}. {_advice_for_no_sequence(rows)}"
         )
     try:
         return np.asarray(rows)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(f"Rows must be known numbers. Received: {shorten(rows)}") from error
+
+
+def _advice_for_no_sequence(rows: Any) -> str:
+    if isinstance(rows, str):
+        return _WORDS_ADVICE
+    is_collection = isinstance(rows, (Set, ValuesView, Iterator))
+    return "`sorted(rows)` makes a list of it." if is_collection else "Name each row by its id."
 
 
 def _check_length(what: str, length: int, num_rows: int) -> None:

@@ -187,10 +187,12 @@ def _read_mapping(
 
 def _checked(word: str, value: Any, width: int) -> np.ndarray:
     vector = np.asarray(value)
-    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.number) or not vector.size:
+    is_real = np.can_cast(vector.dtype, np.longdouble) and vector.dtype != bool
+    if vector.ndim != 1 or not is_real or not vector.size:
         raise ValueError(
-            f"A vector must be a flat array of numbers. Received for {word!r}: "
-            f"an array of shape {vector.shape} and dtype {vector.dtype}."
+            "A vector must be a flat array of numbers that are not complex. Received for "
+            f"{word!r}: an array of shape {vector.shape} and dtype {vector.dtype}. Leave the word out, or "
+            "give its numbers alone: `numpy.asarray(vector).real` of complex ones."
         )
     if len(vector) != width:
         raise ValueError(
