@@ -266,9 +266,7 @@ def _advice_for_others(array: np.ndarray) -> str:
         return _MASK_ADVICE
     if array.dtype.kind in "USO":
         return _WORDS_ADVICE
-    return (
-        "Ids that were read as other numbers become integers by `numpy.asarray(ids).astype(int)`."
-    )
+    return "Ids that were read as floats become integers by `ids.astype(int)`."
 
 
 def encode_rows(rows: Any) -> dict[str, Any]:

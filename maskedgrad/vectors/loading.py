@@ -57,7 +57,8 @@ class VectorReport:
     """Spellings skipped because their vector holds NaN or infinity."""
 
     repeated: tuple[str, ...]
-    """Spellings that the source repeats: the first vector counts, the others were skipped."""
+    """Spellings that the source repeats, each as often as it was skipped, up to a hundred times:
+    the first vector counts."""
 
     num_undecodable: int
     """How many rows of the file were skipped because their word is not UTF-8."""
