@@ -153,7 +153,7 @@ def _checked_rows(rows: Any, shape: tuple[int, int]) -> np.ndarray:
             np.float32, casting="same_kind" if given.dtype.kind == "c" else "unsafe"
         )
     except (TypeError, ValueError):
-        made = np.float32(np.nan)
+        made = np.full((), np.nan, np.float32)
     if made.shape != shape or not np.isfinite(made).all():
         raise ValueError(
             f"The `initializer` function must return finite numbers of shape {shape}, a row for "
