@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
-from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.targets import MaskedTable, describe
 
 
 def summary(model: keras.Model, **options: Any) -> None:
@@ -26,6 +26,9 @@ def summary(model: keras.Model, **options: Any) -> None:
         **options: as for `keras.Model.summary`. Keras prints in colours where
             it prints to a terminal; this prints plain text.
 
+    Raises:
+        TypeError: `model` is no `keras.Model`.
+
     Example:
 
     >>> words = keras.layers.Embedding(500, 8, name="words")
@@ -38,6 +41,7 @@ def summary(model: keras.Model, **options: Any) -> None:
      Frozen parameters: 3,984 (15.56 KB)
      Optimizer memory: known once the first training step has built the optimizer
     """
+    _check_is_model(model)
     print_summary(model, functools.partial(keras.Model.summary, model), **options)
 
 
@@ -120,8 +124,8 @@ def count_parameters(model: keras.Model) -> ParameterCount:
         A `ParameterCount`. `optimizer` is `None` where no optimizer is built.
 
     Raises:
-        TypeError, ValueError: as `MaskedOptimizer.build` does, where the
-            optimizer is not built and its rows do not fit the model.
+        TypeError, ValueError: `model` is no `keras.Model`; or as `MaskedOptimizer.build`
+            does, where the optimizer is not built and its rows do not fit the model.
 
     Example:
 
@@ -135,6 +139,7 @@ def count_parameters(model: keras.Model) -> ParameterCount:
     >>> count.optimizer.state  # two moments of four numbers, a counter and a learning rate
     44
     """
+    _check_is_model(model)
     memory = _optimizer_memory(model)
     trainable_weights = list(_unique(model.trainable_weights))
     total = _size([*trainable_weights, *_unique(model.non_trainable_weights)])
@@ -178,6 +183,14 @@ def readable_bytes(num_bytes: float) -> str:
             return f"{num_bytes:.2f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.2f} PB"
+
+
+def _check_is_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a `keras.Model`. Received: {describe(model)}. "
+            "Give the model that the layer is part of."
+        )
 
 
 def _count_rows(table: MaskedTable) -> TableCount:

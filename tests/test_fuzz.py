@@ -5,17 +5,20 @@ archive would hide the damage also inside of it, and number by number in their
 headers. The counts of a long run are in docs/testing.md.
 """
 
+import bz2
 import contextlib
 import copy
 import functools
 import gzip
 import io
 import json
+import lzma
 import re
 import struct
 import sys
 import tempfile
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -51,9 +54,9 @@ def times(factor: int) -> settings:
     return settings(max_examples=factor * settings().max_examples)
 
 
-@pytest.fixture(autouse=True)
-def _bounded_memory():
-    """What asks for a gibibyte more than there is in use fails, as it would on a small machine."""
+@contextlib.contextmanager
+def bounded_memory(most: int):
+    """What asks for more memory than is in use and `most` bytes fails, as on a small machine."""
     if sys.platform != "linux":  # where the system counts what a process has, and bounds it
         yield
         return
@@ -62,14 +65,32 @@ def _bounded_memory():
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         num_pages = int(file.read().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (num_pages * resource.getpagesize() + 2**30, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
+    resource.setrlimit(resource.RLIMIT_AS, (num_pages * resource.getpagesize() + most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz")
+@pytest.fixture(autouse=True)
+def _bounded_memory():
+    with bounded_memory(2**30):
+        yield
+
+
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="fuzz")
+
+
+def in_folder(name: str) -> Path:
+    """A path in a folder that all cases share, not a fixture: `tests.fuzz` knows of none."""
+    return Path(_temporary_folder().name, name)
+
+
+@pytest.fixture
+def folder():
+    return in_folder("")
 
 
 numbers = st.one_of(
@@ -220,8 +241,8 @@ def read_patch(path, content: bytes) -> None:
 
 @times(25)
 @given(content=changed(patch_file))
-def test_a_row_patch(folder, content):
-    read_patch(folder / "patch", content)
+def test_a_row_patch(content):
+    read_patch(in_folder("patch"), content)
 
 
 def header_of(whole: bytes):
@@ -232,8 +253,8 @@ def header_of(whole: bytes):
 
 @times(25)
 @given(header=st.deferred(lambda: changed_json(header_of(patch_file()))))
-def test_the_header_of_a_row_patch(folder, header):
-    read_patch(folder / "patch", with_header(patch_file(), lambda _: header))
+def test_the_header_of_a_row_patch(header):
+    read_patch(in_folder("patch"), with_header(patch_file(), lambda _: header))
 
 
 TABLES = {PATH: {"num_rows": 7, "digest": "0" * 64}}
@@ -247,12 +268,12 @@ TENSORS = dict(zip(NAMES, [np.array([3, 5]), MATRIX[:2], MATRIX[:2]], strict=Tru
     tensors=st.dictionaries(st.sampled_from(NAMES), arrays, max_size=2),
     absent=st.sets(st.sampled_from(NAMES), max_size=1),
 )
-def test_what_a_row_patch_says_under_a_right_checksum(folder, tables, tensors, absent):
+def test_what_a_row_patch_says_under_a_right_checksum(tables, tensors, absent):
     tensors = {**TENSORS, **tensors}
     kept = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    write_patch_file(folder / "patch", tables, kept)
+    write_patch_file(in_folder("patch"), tables, kept)
     with contextlib.suppress(ValueError):
-        loaded = RowPatch.load(folder / "patch")
+        loaded = RowPatch.load(in_folder("patch"))
         assert all(isinstance(table.digest, str) for table in loaded.tables.values())
 
 
@@ -282,11 +303,11 @@ TENSOR_NAME = f"base_model.model.{MODULES[PATH]}.trainable_tokens_delta"
         arrays.map(lambda array: save({TENSOR_NAME: array})),
     ),
 )
-def test_an_adapter_of_peft(folder, config, tensors):
+def test_an_adapter_of_peft(config, tensors):
     for name, content in zip(ADAPTER_FILES, (config, tensors), strict=True):
-        (folder / name).write_bytes(content)
+        in_folder(name).write_bytes(content)
     with contextlib.suppress(ValueError):
-        assert read_adapter(folder, make_model(), MODULES).tables[PATH].dtype == "float32"
+        assert read_adapter(in_folder(""), make_model(), MODULES).tables[PATH].dtype == "float32"
 
 
 @functools.cache
@@ -311,18 +332,19 @@ def saved_with(**changed_members: bytes) -> bytes:
     return content.getvalue()
 
 
-def verify(folder, content: bytes) -> None:
+def verify(content: bytes) -> None:
     """Compares a saved model with a matrix, as `python -m maskedgrad verify` does."""
-    np.save(folder / "source.npy", MATRIX)
-    (folder / "model.keras").write_bytes(content)
+    model, source = in_folder("model.keras"), in_folder("source.npy")
+    np.save(source, MATRIX)
+    model.write_bytes(content)
     with contextlib.suppress(OSError, ValueError):
-        compare_files(folder / "model.keras", folder / "source.npy")
+        compare_files(model, source)
 
 
 @times(4)
 @given(content=changed(saved_model))
-def test_the_archive_of_a_saved_model(folder, content):
-    verify(folder, content)
+def test_the_archive_of_a_saved_model(content):
+    verify(content)
 
 
 def config_of_model():
@@ -338,14 +360,14 @@ def config_of_model():
         ),
     )
 )
-def test_the_config_of_a_saved_model(folder, config):
-    verify(folder, saved_with(config=json.dumps(config).encode()))
+def test_the_config_of_a_saved_model(config):
+    verify(saved_with(config=json.dumps(config).encode()))
 
 
 @times(4)
 @given(weights=cut_short(lambda: members()["model.weights.h5"]))
-def test_the_weights_of_a_saved_model(folder, weights):
-    verify(folder, saved_with(weights=weights))
+def test_the_weights_of_a_saved_model(weights):
+    verify(saved_with(weights=weights))
 
 
 shapes = st.lists(st.sampled_from([0, 1, 3, 7, 10**6, 10**12]), max_size=3).map(tuple)
@@ -389,14 +411,14 @@ def write_group(draw, group) -> None:
 
 @times(4)
 @given(weights=weights_files())
-def test_what_else_a_file_of_weights_may_hold(folder, weights):
-    verify(folder, saved_with(weights=weights))
+def test_what_else_a_file_of_weights_may_hold(weights):
+    verify(saved_with(weights=weights))
 
 
 @times(25)
 @given(content=changed(lambda: written("matrix.npy", lambda path: np.save(path, MATRIX))))
-def test_a_matrix(folder, content):
-    path = folder / "matrix.npy"
+def test_a_matrix(content):
+    path = in_folder("matrix.npy")
     path.write_bytes(content)
     with contextlib.suppress(ValueError):
         table = matrix_file(path)
@@ -429,29 +451,64 @@ def vector_files() -> dict[str, bytes]:
         "word2vec.bin": binary,
         "glove.txt.gz": gzip.compress(text, mtime=0),
         "word2vec.bin.gz": gzip.compress(binary, mtime=0),
+        "glove.txt.bz2": bz2.compress(text),
+        "glove.txt.xz": lzma.compress(text),
+        "glove.txt.zip": zipped(text),
         "fasttext.bin": fasttext_model(rows),
     }
+
+
+def zipped(content: bytes) -> bytes:
+    """An archive of one file."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("vectors.txt", content)
+    return archive.getvalue()
+
+
+def unzipped(archive: bytes) -> bytes:
+    """The one file of an archive."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        return file.read(*file.namelist())
+
+
+PACKERS = {
+    ".gz": (gzip.compress, gzip.decompress),
+    ".bz2": (bz2.compress, bz2.decompress),
+    ".xz": (lzma.compress, lzma.decompress),
+    ".zip": (zipped, unzipped),
+}
 
 
 VECTOR_FILES = vector_files()
 
 
-@pytest.mark.parametrize("name", VECTOR_FILES)
-@times(25)
-@given(data=st.data())
-def test_vectors(name, folder, data):
-    whole, path = VECTOR_FILES[name], folder / name
-    unzipped = gzip.decompress(whole) if path.suffix == ".gz" else whole
-    content = data.draw(
-        st.one_of(
-            changed_bytes(whole),
-            changed_bytes(unzipped).map(gzip.compress if path.suffix == ".gz" else bytes),
-        )
-    )
-    path.write_bytes(content)
-    with contextlib.suppress(ValueError):
-        matrix, _ = load_vectors(path, WORDS, "zeros")
-        assert np.isfinite(matrix).all()
+def of_vectors(name: str):
+    """A test of the reader that a file is for, with changes of the file and of what is packed."""
+    packed, unpack = PACKERS.get(Path(name).suffix, (bytes, bytes))
+
+    @times(25)
+    @given(data=st.data())
+    def test(data):
+        whole, path = VECTOR_FILES[name], in_folder(name)
+        within = changed_bytes(unpack(whole)).map(packed)
+        path.write_bytes(data.draw(st.one_of(changed_bytes(whole), within)))
+        with contextlib.suppress(ValueError):
+            matrix, _ = load_vectors(path, WORDS, "zeros")
+            assert np.isfinite(matrix).all()
+
+    return test
+
+
+test_glove_text = of_vectors("glove.txt")
+test_fasttext_text = of_vectors("fasttext.vec")
+test_word2vec_binary = of_vectors("word2vec.bin")
+test_a_fasttext_model = of_vectors("fasttext.bin")
+test_glove_text_in_gzip = of_vectors("glove.txt.gz")
+test_word2vec_binary_in_gzip = of_vectors("word2vec.bin.gz")
+test_glove_text_in_bz2 = of_vectors("glove.txt.bz2")
+test_glove_text_in_xz = of_vectors("glove.txt.xz")
+test_glove_text_in_zip = of_vectors("glove.txt.zip")
 
 
 class Kept(keras.callbacks.Callback):
@@ -491,9 +548,9 @@ epochs = st.one_of(scalars.filter(lambda value: value != 10**40), arrays)
 
 @times(4)
 @given(content=st.one_of(cut_short(backup_file), epochs.map(with_epoch)))
-def test_a_backup_of_training(folder, content):
-    (folder / "latest.weights.h5").write_bytes(content)
-    backup = callbacks.BackupAndRestore(folder)
+def test_a_backup_of_training(content):
+    in_folder("latest.weights.h5").write_bytes(content)
+    backup = callbacks.BackupAndRestore(in_folder(""))
     backup.set_model(make_model())
     with contextlib.suppress(OSError):
         backup.on_train_begin()
@@ -548,6 +605,22 @@ def optimizer_config():
 
 
 @times(8)
+@given(config=changed_json(TRAINABLE_ROWS_CONFIG[:1]))
+def test_the_rows_in_a_file_of_weights(config):
+    optimizer = make_model().optimizer
+    before, state = optimizer.masked_tables()[0].rows, optimizer.variables[2].numpy()
+    written = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    with contextlib.suppress(TypeError, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.chosen_row_ids.load_own_variables({"tables": written})
+        before = None
+    if before is not None:
+        assert optimizer.masked_tables()[0].rows == before
+        assert_same_bits(optimizer.variables[2].numpy(), state, "a moment of the rows")
+    optimizer.set_trainable_rows({PATH: [3, 5]})
+
+
+@times(8)
 @given(config=st.deferred(lambda: changed_json(optimizer_config())))
 def test_the_config_of_an_optimizer(config):
     with contextlib.suppress(TypeError, ValueError):
@@ -565,13 +638,13 @@ def weights_with(shape=(7, 3), dtype="f4", chunks=None, **attributes) -> bytes:
     return content.getvalue()
 
 
-def refused(call, error, message: str) -> None:
+def refused(call, error, message: str, most: float = 5e6) -> None:
     """Raises unless a call raises an error, and needs a few megabytes at most for that."""
     tracemalloc.start()
     try:
         with pytest.raises(error, match=message):
             call()
-        assert tracemalloc.get_traced_memory()[1] < 5e6
+        assert tracemalloc.get_traced_memory()[1] < most
     finally:
         tracemalloc.stop()
 
@@ -600,16 +673,45 @@ def test_what_a_header_claims_is_not_allocated(folder, num_rows):
     refused(lambda: RowPatch.load(folder / "patch"), ValueError, "safetensors")
 
 
-def test_rows_that_a_config_makes_up_are_not_allocated():
-    refused(
-        lambda: Rows.from_config({"rows": "0:1000000000", "num_rows": 9}), ValueError, "below 9"
-    )
-    many = {"rows": "0:2147483647", "num_rows": 2147483647}
-    if sys.platform == "linux":  # where memory is bounded here
-        with pytest.raises(ValueError, match="at most"):
-            Rows.from_config(many)
-    (rows,) = decode_trainable_rows([{"path": PATH, "axis": 0, "rows": "0:2147483647"}]).values()
-    refused(lambda: Rows(rows, 9), ValueError, "below 9")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rows": "0:2147483647", "num_rows": 2147483647},
+        {"rows": "0:1000000000,1000000001:2147483647", "num_rows": 2147483648},
+        {"rows": "0:2147483647"},
+        {"rows": "0:1000000000,1000000001:2147483647"},
+    ],
+)
+def test_rows_that_a_config_makes_up_are_not_allocated(config):
+    table = {"path": PATH, "axis": 0, **config}
+    (rows,) = decode_trainable_rows([table]).values()
+    refused(lambda: Rows(rows, 9), ValueError, "below 9|length of the table, 9")
+    rates = decode_row_learning_rates([{"learning_rate": 0.5, "rows": [table]}])
+    variable = keras.Variable(MATRIX, name=PATH.rpartition("/")[2])
+    for arguments in (
+        {"trainable_rows": {"embeddings": rows}},
+        {
+            "trainable_rows": {"embeddings": [1]},
+            "row_learning_rates": {"embeddings": next(iter(rates.values()))},
+        },
+    ):
+        optimizer = MaskedOptimizer("adam", **arguments)
+        assert optimizer.get_config()["name"]
+        build = functools.partial(optimizer.build, [variable])
+        refused(build, ValueError, "below 7|length of the table, 7")
+    refused(lambda: Rows.from_config({"rows": "0:10", "num_rows": 9}), ValueError, "below 9")
+
+
+def test_a_saved_model_whose_config_makes_up_rows_is_refused_before_they_are_made(folder):
+    config = config_of_model()
+    (table,) = config["compile_config"]["optimizer"]["config"]["trainable_rows"]
+    table.update(rows="0:2147483647", num_rows=2147483647)
+    np.save(folder / "source.npy", MATRIX)
+    (folder / "model.keras").write_bytes(saved_with(config=json.dumps(config).encode()))
+    arguments = folder / "model.keras", folder / "source.npy"
+    refused(lambda: compare_files(*arguments), ValueError, "one table of 2147483647 rows")
+    load = functools.partial(keras.saving.load_model, folder / "model.keras")
+    refused(load, ValueError, "length of the table, 7", most=50e6)  # Keras makes a model first
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,18 +15,24 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from maskedgrad.files import check_no_folder
+from maskedgrad.masking.tables import digest_of_rows
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import decode_trainable_rows
 
 WEIGHTS_FILE = "model.weights.h5"
+LARGEST_CONFIG = 2**28  # bytes; it holds which rows train, as text
+CHUNK_ROWS = 2**12
 
 
 class SavedTable(NamedTuple):
     """A table in a file.
 
-    `name` is the path of its layer among the model's; `shape` and `dtype` are
-    the table's; `read(start, stop)` returns rows; `trainable` are the rows
-    that the model's `MaskedOptimizer` trains, or `None` if it names none.
+    `name` is the path of its layer among the model's, with its number where
+    the layer has several; `shape` and `dtype` are the table's; `read(start,
+    stop)` returns rows; `trainable` are the rows that the model's
+    `MaskedOptimizer` trains, or `None` if it names none. `doubt` says why it
+    is not known whether rows of it train.
     """
 
     name: str
@@ -33,6 +40,7 @@ class SavedTable(NamedTuple):
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]
     trainable: Rows | None
+    doubt: str | None = None
 
 
 @contextlib.contextmanager
@@ -62,13 +70,15 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
     with contextlib.ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
+            _check_size(archive, "config.json", LARGEST_CONFIG)
             config = json.loads(archive.read("config.json"))
             # Compressed or not, an archive cannot be searched fast; a file can.
             weights = stack.enter_context(tempfile.TemporaryFile())
+            _check_size(archive, WEIGHTS_FILE, shutil.disk_usage(tempfile.gettempdir()).free)
             with archive.open(WEIGHTS_FILE) as member:
                 shutil.copyfileobj(member, weights, 2**20)
             file = stack.enter_context(h5py.File(weights, "r"))
-            tables = _tables(file, _trainable_rows(config))
+            tables = _tables(file, _trained(config, file))
         except FileNotFoundError:
             raise
         except Exception as error:  # zipfile and HDF5 do not say what they raise for damaged files
@@ -97,6 +107,7 @@ def matrix_file(path: Path) -> SavedTable:
         # Opened anew, since pages once read stay in memory as long as a file is mapped.
         return np.array(np.lib.format.open_memmap(path, mode="r")[start:stop])
 
+    check_no_folder(path, "an array as `numpy.save` writes it")
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")
     except OSError:
@@ -119,34 +130,81 @@ def describe(tables: Sequence[SavedTable]) -> str:
     return ", ".join(f"{table.name} {table.shape}" for table in tables) or "no table"
 
 
-def _tables(file: Any, trainable_rows: Mapping[str, Rows]) -> list[SavedTable]:
-    by_layer = [
-        (name, datasets)
-        for name, group in _layers(file)
-        if (datasets := [dataset for dataset in group.values() if dataset.ndim >= 2])
+def _check_size(archive: zipfile.ZipFile, name: str, most: int) -> None:
+    """Raises a `ValueError` if a member is too large when it is unpacked."""
+    size = archive.getinfo(name).file_size
+    if size > most:
+        raise ValueError(f"its {name} is of {size} bytes, and can be of {most}")
+
+
+class _Trained(NamedTuple):
+    """What is saved of a table of which rows train.
+
+    `digest` is that of these rows as they were saved, if it is known.
+    """
+
+    path: str
+    rows: Rows
+    shape: tuple[int, ...] | None
+    digest: str | None
+
+
+def _tables(file: Any, trained: Sequence[_Trained]) -> list[SavedTable]:
+    found = [
+        (layer, name, dataset)
+        for layer, group in _layers(file)
+        for name, dataset in _named(layer, [d for d in _children(group) if d.ndim >= 2])
     ]
+    names = Counter(name for _, name, _ in found)
     tables = [
         SavedTable(
-            name if len(datasets) == 1 else f"{name}/{place}",
+            name if names[name] == 1 else f"{name}@{_place_in_file(dataset)}",
             _shape(dataset),
             _dtype(dataset),
             _reader(dataset),
             None,
         )
-        for name, datasets in by_layer
-        for place, dataset in enumerate(datasets)
+        for _, name, dataset in found
     ]
-    for path, rows in trainable_rows.items():
-        place = _place_of(path, rows, tables)
-        tables[place] = tables[place]._replace(trainable=rows)
+    for each in trained:
+        places = _places_of(each, tables, [layer for layer, _, _ in found])
+        is_known = len(places) == trained.count(each)
+        for place in places:
+            tables[place] = tables[place]._replace(
+                trainable=each.rows if is_known else tables[place].trainable,
+                doubt=None if is_known else _doubt(each),
+            )
     return tables
+
+
+def _named(layer: str, datasets: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Returns the name of each variable of a layer, which is the layer's where that has one."""
+    if len(datasets) == 1:
+        return [(layer, datasets[0])]
+    return [(f"{layer}/{place}", dataset) for place, dataset in enumerate(datasets)]
+
+
+def _place_in_file(dataset: Any) -> str:
+    return dataset.name.removeprefix("/").replace("/vars/", "/")
+
+
+def _doubt(trained: _Trained) -> str:
+    return (
+        f"The model must have one table of {trained.rows.num_rows} rows in the layer of "
+        f"{trained.path!r}, which its optimizer trains."
+    )
 
 
 def _layers(file: Any) -> list[tuple[str, Any]]:
     """Returns the names of each layer and those around it, as a path, with its variables."""
     layers: list[tuple[str, Any]] = []
+    visited = set()
 
     def visit(group: Any, names: tuple[str, ...]) -> None:
+        # A few groups that hold each other would be as many as can never be visited.
+        if hash(group.id) in visited:
+            raise ValueError(f"the group {group.name!r} is in more than one place")
+        visited.add(hash(group.id))
         own = group.get("vars")
         is_root = group.name == "/"
         if own is not None:
@@ -154,32 +212,59 @@ def _layers(file: Any) -> list[tuple[str, Any]]:
             layers.append(("/".join((*names, name)), own))
             # Paths of functional models do not begin with the name of the model.
             names = names if is_root else (*names, name)
-        for key, child in group.items():
-            if hasattr(child, "items") and key != "vars" and not (is_root and key == "optimizer"):
-                visit(child, names)
+        for key in group:
+            if key != "vars" and not (is_root and key == "optimizer"):
+                child = _child(group, key)
+                if hasattr(child, "items"):
+                    visit(child, names)
 
     visit(file, ())
     return layers
 
 
-def _place_of(path: str, rows: Rows, tables: list[SavedTable]) -> int:
-    """Returns the index of the table that has the path of a variable.
+def _children(group: Any) -> list[Any]:
+    return [_child(group, key) for key in group]
 
-    A file of weights holds names of layers and no paths: the table is taken that shares most
-    names with the path, counted from the end.
+
+def _child(group: Any, key: str) -> Any:
+    """Returns what a group holds.
+
+    Raises:
+        ValueError: it is a link, which could lead to any file.
     """
-    layer = path.split("/")[:-1]
+    import h5py
+
+    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        raise ValueError(f"{key!r} in the group {group.name!r} is a link")
+    return group[key]
+
+
+def _places_of(trained: _Trained, tables: Sequence[SavedTable], layers: Sequence[str]) -> list[int]:
+    """Returns the indices of the tables that may be the one that is trained.
+
+    A file of weights holds names of layers and no paths. Those tables are taken that share most
+    names with the path, counted from the end, and of several those whose rows are the ones that
+    were saved.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layer = trained.path.split("/")[:-1]
     common = [
-        _num_common(layer, table.name.split("/")) if table.shape[0] == rows.num_rows else 0
-        for table in tables
+        _num_common(layer, name.split("/")) if _may_be(trained, table) else 0
+        for name, table in zip(layers, tables, strict=True)
     ]
     best = max(common, default=0)
-    if best == 0 or common.count(best) > 1:
-        raise ValueError(
-            f"The model must have one table of {rows.num_rows} rows in the layer of {path!r}, "
-            f"which its optimizer trains. Received: {describe(tables)}"
-        )
-    return common.index(best)
+    places = [place for place, number in enumerate(common) if number == best > 0]
+    if len(places) > 1 and trained.digest is not None:
+        places = [place for place in places if _digest(tables[place], trained) == trained.digest]
+    if not places:
+        raise ValueError(f"{_doubt(trained)} Received: {describe(tables)}")
+    return places
+
+
+def _may_be(trained: _Trained, table: SavedTable) -> bool:
+    return table.shape[0] == trained.rows.num_rows and trained.shape in (None, table.shape)
 
 
 def _num_common(layer: Sequence[str], name: Sequence[str]) -> int:
@@ -188,9 +273,20 @@ def _num_common(layer: Sequence[str], name: Sequence[str]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+def _digest(table: SavedTable, trained: _Trained) -> str:
+    """Returns the digest of the rows of a table that are trained."""
+    chunks = (
+        (start, table.read(start, start + CHUNK_ROWS))
+        for start in range(0, table.shape[0], CHUNK_ROWS)
+    )
+    return digest_of_rows(chunks, trained.rows.mask)
+
+
 def _shape(dataset: Any) -> tuple[int, ...]:
     # HDF5 makes up numbers that a file does not hold, as many as its header says.
     num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"the numbers of {dataset.name!r} are in another file")
     if not 0 < num_bytes <= dataset.id.get_storage_size():
         raise ValueError(
             f"a variable of shape {dataset.shape} must have {num_bytes} bytes, and has "
@@ -212,19 +308,38 @@ def _reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
     return lambda start, stop: dataset[start:stop].view(_dtype(dataset))
 
 
-def _trainable_rows(config: Mapping[str, Any]) -> dict[str, Rows]:
-    """Returns the rows that the model's `MaskedOptimizer` trains, by path; none if it is not built.
+def _trained(config: Mapping[str, Any], file: Any) -> list[_Trained]:
+    """Returns what is saved of the tables that the model's `MaskedOptimizer` masks.
 
-    Rows along another axis than the first are no rows of a table of vectors.
+    None if it is not built. Rows along another axis than the first are no rows of a table of
+    vectors.
     """
     optimizer = (config.get("compile_config") or {}).get("optimizer")
     while isinstance(optimizer, dict) and optimizer.get("class_name") != "MaskedOptimizer":
         optimizer = optimizer.get("config", {}).get("inner_optimizer")
     if not isinstance(optimizer, dict):
-        return {}
+        return []
     targets = decode_trainable_rows(optimizer["config"]["trainable_rows"])
-    return {
-        target.path: rows
+    digests = _saved_digests(file)
+    return [
+        _Trained(target.path, rows, target.shape, digests.get(target))
         for target, rows in targets.items()
         if target.path is not None and isinstance(rows, Rows) and target.axis == 0
+    ]
+
+
+def _saved_digests(file: Any) -> dict[Any, Any]:
+    """Returns the digests of the rows that train, by their tables, of the state of an optimizer."""
+    group = _child(file, "optimizer") if "optimizer" in file else {}
+    while "chosen_row_ids" not in group and "inner_optimizer" in group:
+        group = _child(group, "inner_optimizer")
+    for key in ("chosen_row_ids", "vars", "tables"):
+        if key not in group:
+            return {}
+        group = _child(group, key)
+    _shape(group)
+    return {
+        table: entry.get("digest")
+        for entry in json.loads(group[:].tobytes())
+        for table in decode_trainable_rows([entry])
     }

@@ -209,13 +209,17 @@ def compare(table: SavedTable, source: SavedTable, absent_ids: np.ndarray) -> Co
 
 def _chosen(tables: list[SavedTable], name: str | None) -> list[SavedTable]:
     chosen = [table for table in tables if table.name == name] if name else tables
-    if name is None and any(table.trainable is not None for table in tables):
-        chosen = [table for table in tables if table.trainable is not None]
+    masked = [table for table in tables if table.trainable is not None or table.doubt is not None]
+    if name is None and masked:
+        chosen = masked
     if not chosen:
         raise ValueError(
             f"Expected a table of the model. Received: --table {name}. "
             f"The model has {describe(tables)}"
         )
+    doubts = [table.doubt for table in chosen if table.doubt is not None]
+    if doubts:
+        raise ValueError(f"{doubts[0]} Received: {describe(tables)}")
     return chosen
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from maskedgrad.masking.variables import gather_rows, num_rows_of
 from maskedgrad.rows.aliases import TrainableRows
+from maskedgrad.rows.gradients import check_number, check_shape
 from maskedgrad.rows.targets import MaskedTable, named, resolve
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices | None"
@@ -138,9 +139,8 @@ def mask_gradients(
         keeps its gradient.
 
     Raises:
-        ValueError: `gradients` and `variables` differ in length, or as
-            `MaskedOptimizer` does for `trainable_rows`.
-        TypeError: as `MaskedOptimizer` does for `trainable_rows`.
+        TypeError, ValueError: `gradients` do not fit `variables`, or as `MaskedOptimizer` does
+            for `trainable_rows`.
 
     Example:
 
@@ -150,11 +150,7 @@ def mask_gradients(
     >>> masked.numpy().tolist()
     [[0.0], [5.0], [0.0]]
     """
-    if len(gradients) != len(variables):
-        raise ValueError(
-            "`gradients` and `variables` must be of one length. "
-            f"Received: {len(gradients)} gradients and {len(variables)} variables"
-        )
+    check_number(gradients, variables)
     tables = {id(table.variable): table for table in resolve(named(trainable_rows), variables)}
     return [
         _masked(gradient, tables[id(variable)]) if id(variable) in tables else gradient
@@ -165,6 +161,7 @@ def mask_gradients(
 def _masked(gradient: Gradient, table: MaskedTable) -> Gradient:
     if gradient is None:
         return None
+    check_shape(gradient, table.variable)
     mask = tf.constant(table.rows.mask)
     if not isinstance(gradient, tf.IndexedSlices):
         return _where(mask, gradient, table.axis)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.distribute.one_device import apply_alone
 from maskedgrad.distribute.workers import check_workers_agree, spans_workers
 from maskedgrad.masking.compact import CompactTable, StepRows
 from maskedgrad.masking.gradients import Gradient
@@ -15,6 +16,7 @@ from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
 from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.asked import Asked
+from maskedgrad.rows.gradients import check_number, check_shape
 from maskedgrad.rows.targets import MaskedTable
 from maskedgrad.version import __version__
 
@@ -102,21 +104,17 @@ class Masking:
         compact = {id(table.variable): table.compact for table in self.tables}
         return [compact.get(id(variable), variable) for variable in variables]
 
-    def step(
-        self,
-        gradients: Sequence[Gradient],
-        variables: Sequence[Any],
-        apply: Callable[[list[Gradient], list[Any]], None],
-    ) -> None:
-        """Lets `apply` make a step on the trainable rows, and on all other variables.
+    def step(self, gradients: Sequence[Gradient], variables: Sequence[Any]) -> None:
+        """Lets the inner optimizer make a step on trainable rows, and on all other variables.
 
         Args:
             gradients: of `variables`.
             variables: what is to be trained, tables among it.
-            apply: takes gradients and variables, of shape `(K, ...)` for a table.
         """
-        pairs = zip(variables, gradients, strict=True)
-        given = {id(variable): gradient for variable, gradient in pairs}
+        check_number(gradients, variables)
+        given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
+        for table in self.tables:
+            check_shape(given.get(id(table.variable)), table.variable)
         with tf.control_dependencies([check for table in self.tables for check in table.checks()]):
             keeps_idle = self._state.keeps_idle_rows(self.inner_optimizer)
             rows = []
@@ -129,7 +127,7 @@ class Masking:
                 rows.append(chosen)
             with self._in_place(rows, CompactTable.scatter_step):
                 selected = [given[id(variable)] for variable in variables]
-                apply(selected, self.compact_variables(variables))
+                apply_alone(self.inner_optimizer, selected, self.compact_variables(variables))
 
     @contextlib.contextmanager
     def trainable_rows(self) -> Iterator[None]:

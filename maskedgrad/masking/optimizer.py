@@ -281,7 +281,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         if self._masking is None:
             fail_if_run()
             return
-        self._masking.step(grads, trainable_variables, self.inner_optimizer.apply)
+        self._masking.step(grads, trainable_variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Gradient, Any]]) -> Any:
         """Applies pairs of gradient and variable, and returns `iterations`."""

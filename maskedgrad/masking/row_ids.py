@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from maskedgrad.masking.compact import CompactTable
+from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.saved import decode_trainable_rows, encode_trainable_rows, saved_table
 from maskedgrad.rows.targets import MaskedTable, check_same_tables, named, resolve
 
@@ -50,6 +51,11 @@ class RowIds(keras.Layer):
         config = encode_trainable_rows(
             (saved_table(table.variable, table.axis, variables), table.rows) for table in masked
         )
+        # Of tables of one path `verify` tells by it which is which.
+        for entry, table in zip(config, masked, strict=True):
+            if table.axis == 0:
+                chunks = chunks_of_rows(table.variable, table.rows.ids)
+                entry["digest"] = digest_of_rows(chunks, np.ones(len(table.rows), bool))
         store["tables"] = np.frombuffer(json.dumps(config).encode(), np.uint8)
         for number, table in enumerate(masked):
             if table.learning_rates is not None:

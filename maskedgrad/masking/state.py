@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.distribute.one_device import apply_alone
 from maskedgrad.masking.compact import CompactTable, stand_in_for
 from maskedgrad.masking.inner import (
     moving_averages,
@@ -239,7 +240,7 @@ class RowState:
         for variable, axis in self.of(trial):
             make_row_variable(variable, axis.axis, any_length=True)
         trained = [*stand_ins, *self._others_for(trial)]
-        step = tf.function(lambda *grads: trial.apply(list(grads), trained), autograph=False)
+        step = tf.function(lambda *g: apply_alone(trial, g, trained), autograph=False)
         specs = [tf.TensorSpec(variable.value.shape, variable.dtype) for variable in trained]
         try:
             with warnings.catch_warnings():

@@ -87,14 +87,15 @@ def write_rows(variable: keras.Variable, ids: np.ndarray, values: np.ndarray) ->
         )
 
 
-def chunks_of_rows(variable: keras.Variable) -> Iterator[tuple[int, np.ndarray]]:
-    """A whole table, some megabytes of rows at a time, each with the id of its first row."""
+def chunks_of_rows(variable: keras.Variable, ids: Any = None) -> Iterator[tuple[int, np.ndarray]]:
+    """A table, or rows of it, some megabytes at a time, each with the place of its first row."""
     num_rows, *row_shape = variable.shape
+    places = range(num_rows) if ids is None else ids
     row_bytes = int(np.prod(row_shape)) * tf.as_dtype(variable.dtype).size
     step = max(1, CHUNK_BYTES // max(1, row_bytes))
     read = row_reader(variable)
-    for start in range(0, num_rows, step):
-        yield start, read(np.arange(start, min(start + step, num_rows)))
+    for start in range(0, len(places), step):
+        yield start, read(np.asarray(places[start : start + step]))
 
 
 def digest_of_rows(chunks: Iterable[tuple[int, np.ndarray]], mask: np.ndarray) -> str:

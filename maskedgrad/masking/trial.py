@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.distribute.one_device import apply_alone
 from maskedgrad.masking.inner import nested_optimizers
 from maskedgrad.masking.tables import same_bits
 
@@ -63,7 +64,8 @@ class Trial(NamedTuple):
         others = [tf.ones(variable.shape, variable.dtype) for variable in self.others]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.optimizer.apply([*gradients, *others], [*self.tables, *self.others])
+            variables = [*self.tables, *self.others]
+            apply_alone(self.optimizer, [*gradients, *others], variables)
 
     def take_state(self, other: "Trial") -> None:
         """Takes the values of another trial, of which this has the first rows."""

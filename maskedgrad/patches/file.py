@@ -8,14 +8,17 @@ that the file says.
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from maskedgrad.files import FilePath, write_whole
+from maskedgrad.files import FilePath, check_no_folder, write_whole
+from maskedgrad.messages import shorten
 
 VERSION = 1
+LONGEST_HEADER = 100_000_000  # that safetensors reads
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -108,9 +111,12 @@ def read_safetensors(path: FilePath) -> tuple[dict[str, str], dict[str, np.ndarr
     _check_extra()
     import safetensors
 
+    check_no_folder(path, "a safetensors file")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        # A file that is mapped into memory would end the process if another one cut it meanwhile.
+        with safetensors.safe_open(path, framework="numpy", backend="pread") as file:
             names = file.keys()
+            _check_names_differ(path)
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise ValueError(
@@ -119,10 +125,42 @@ def read_safetensors(path: FilePath) -> tuple[dict[str, str], dict[str, np.ndarr
         ) from error
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text in which no object has a name twice.
+
+    Raises:
+        ValueError: it is not JSON, nested too deep, or says two things of one name.
+
+    Example:
+
+    >>> parse_json('{"rows": [1, 2]}')
+    {'rows': [1, 2]}
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _check_names_differ(path: FilePath) -> None:
+    """Raises a `ValueError` if a header speaks twice of one tensor, where safetensors takes one."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        parse_json(file.read(min(size, LONGEST_HEADER)))
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = Counter(name for name, _ in pairs)
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        raise ValueError(f"it says two things of {shorten(repeated[0])}")
+    return dict(pairs)
+
+
 def _header(path: FilePath, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        header = json.loads(metadata["row_patch"])
-    except (KeyError, ValueError, RecursionError):
+        header = parse_json(metadata["row_patch"])
+    except (KeyError, ValueError):
         header = None
     if not isinstance(header, dict):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Row patches as PEFT's trainable-tokens adapters, so that rows move between Keras and PyTorch."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,10 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.files import FilePath, write_whole
+from maskedgrad.files import FilePath, check_no_folder, write_together
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
-from maskedgrad.patches.file import read_safetensors, to_safetensors
+from maskedgrad.patches.file import parse_json, read_safetensors, to_safetensors
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import (
     TablePatch,
@@ -26,6 +27,7 @@ from maskedgrad.rows.rows import MAX_ID, Rows
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+IDS_DIGEST = "token_indices_sha256"
 
 
 def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str]) -> None:
@@ -81,10 +83,17 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
         "token_indices": tables[0].ids.tolist(),
     }
     tensors = {_tensor_name(modules[table.path]): table.values for table in tables}
-    content = to_safetensors(tensors, {"format": "pt"})
+    # Two processes may write to one folder: it must be seen if each has written one of the files.
+    content = to_safetensors(
+        tensors, {"format": "pt", IDS_DIGEST: _digest(config["token_indices"])}
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_whole(Path(folder, TENSORS_FILE), content)
-    write_whole(Path(folder, CONFIG_FILE), (json.dumps(config, indent=2) + "\n").encode())
+    write_together(
+        {
+            Path(folder, TENSORS_FILE): content,
+            Path(folder, CONFIG_FILE): (json.dumps(config, indent=2) + "\n").encode(),
+        }
+    )
 
 
 def read_adapter(folder: FilePath, model: keras.Model, modules: Mapping[str, str]) -> RowPatch:
@@ -106,7 +115,7 @@ def read_adapter(folder: FilePath, model: keras.Model, modules: Mapping[str, str
             has other modules; or it does not fit the model's tables.
     """
     token_ids = _token_ids(Path(folder, CONFIG_FILE))
-    _, tensors = read_safetensors(Path(folder, TENSORS_FILE))
+    metadata, tensors = read_safetensors(Path(folder, TENSORS_FILE))
     expected = {path: _tensor_name(module) for path, module in modules.items()}
     if sorted(expected.values()) != sorted(tensors):
         raise ValueError(
@@ -114,12 +123,19 @@ def read_adapter(folder: FilePath, model: keras.Model, modules: Mapping[str, str
             f"Received: modules={dict(modules)}, which stands for {sorted(expected.values())}"
         )
     variables = model.weights
-    return RowPatch(
+    patch = RowPatch(
         *(
             _table_patch(variable_at(path, variables), token_ids, tensors[name])
             for path, name in expected.items()
         )
     )
+    if metadata.get(IDS_DIGEST) not in (None, _digest(token_ids)):
+        raise ValueError(
+            "The files of an adapter must be of one. Received: "
+            f"{os.fspath(folder)!r}, where the ids of {CONFIG_FILE} are not those of the rows in "
+            f"{TENSORS_FILE}: two programs wrote there, or one was edited. Write it again."
+        )
+    return patch
 
 
 def _table_patch(variable: keras.Variable, ids: list[int], values: np.ndarray) -> TablePatch:
@@ -147,6 +163,10 @@ def _tensor_name(module: str) -> str:
     return f"base_model.model.{module}.trainable_tokens_delta"
 
 
+def _digest(ids: list[int]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+
+
 def _token_ids(path: Path) -> list[int]:
     config = _json_object(path)
     token_ids = config.get("token_indices")
@@ -166,9 +186,10 @@ def _is_id(value: Any) -> bool:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
+    check_no_folder(path, "the configuration of an adapter")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(
             f"Expected the configuration of an adapter. Received: {os.fspath(path)!r}, "
             f"which is not JSON ({error})."

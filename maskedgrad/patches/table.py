@@ -28,7 +28,7 @@ class TablePatch:
         anchors: `None`, or digests of some frozen rows, by their words.
 
     Raises:
-        ValueError: `values`, `words` or `original` does not fit the rest.
+        ValueError: there is no row; or `values`, `words` or `original` does not fit the rest.
 
     Example:
 
@@ -47,6 +47,11 @@ class TablePatch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _read_only(self.values))
+        if not len(self.rows):
+            raise ValueError(
+                f"A patch of {self.path!r} must hold at least one row. Received: {self.rows}. "
+                "Leave the table out."
+            )
         if self.values.shape[:1] != (len(self.rows),):
             raise ValueError(
                 f"The values of {self.path!r} must be of shape ({len(self.rows)}, ...), a row for "

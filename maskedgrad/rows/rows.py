@@ -1,19 +1,18 @@
 """`Rows`: a set of row ids of a table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from maskedgrad.messages import capitalized, shorten
 from maskedgrad.rows.text import (
-    ids_of_runs,
-    ids_to_text,
-    invalid_text,
+    Runs,
     range_from_text,
     range_to_text,
     runs_from_text,
+    runs_of,
     slice_from_text,
     slice_to_text,
 )
@@ -52,9 +51,7 @@ class Rows:
 
     def __init__(self, rows: "RowsLike", num_rows: int):
         _check_num_rows(num_rows)
-        ids = _ids(canonical(rows), int(num_rows))
-        ids.setflags(write=False)
-        self._ids = ids
+        self._selected = _selected(canonical(rows), int(num_rows))
         self._num_rows = int(num_rows)
 
     @classmethod
@@ -98,7 +95,11 @@ class Rows:
     @property
     def ids(self) -> npt.NDArray[np.int64]:
         """The row ids: a read-only, ascending int64 array of shape `(K,)`."""
-        return self._ids
+        # A config may claim more rows than any table has: runs become ids when they are used.
+        if isinstance(self._selected, Runs):
+            self._selected = self._selected.ids()
+        self._selected.setflags(write=False)
+        return self._selected
 
     @property
     def num_rows(self) -> int:
@@ -109,7 +110,7 @@ class Rows:
     def mask(self) -> npt.NDArray[np.bool_]:
         """A boolean array of shape `(num_rows,)`, true at the ids."""
         mask = np.zeros(self._num_rows, dtype=bool)
-        mask[self._ids] = True
+        mask[self.ids] = True
         return mask
 
     def complement(self) -> "Rows":
@@ -132,29 +133,25 @@ class Rows:
         if not isinstance(other, Rows):
             raise TypeError(f"Rows are combined with a `Rows`. Received: {shorten(other)}")
         _check_length("a `Rows`", other.num_rows, self._num_rows)
-        return Rows(combine(self._ids, other.ids), self._num_rows)
+        return Rows(combine(self.ids, other.ids), self._num_rows)
 
     def get_config(self) -> dict[str, Any]:
         """A JSON value: `rows` as text, such as `"2,7,10:20"`, and `num_rows`."""
-        return {"rows": ids_to_text(self._ids), "num_rows": self._num_rows}
+        return {"rows": self._runs().text(), "num_rows": self._num_rows}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Rows":
-        """The inverse of `get_config`.
+        """The inverse of `get_config`. Takes no more memory than `config` does.
 
         Raises:
             TypeError, ValueError: `config` is not what `get_config` returns.
         """
         _check_config(config, "rows", "num_rows")
-        text, num_rows = config["rows"], config["num_rows"]
-        _check_num_rows(num_rows)
-        starts, stops = runs_from_text(text)
-        if len(stops) and stops[-1] > num_rows:
-            raise _too_large(text, num_rows)
-        try:
-            return cls(ids_of_runs(starts, stops), num_rows)
-        except MemoryError as error:
-            raise invalid_text(text) from error
+        _check_num_rows(config["num_rows"])
+        return cls(cast("RowsLike", runs_from_text(config["rows"])), config["num_rows"])
+
+    def _runs(self) -> Runs:
+        return self._selected if isinstance(self._selected, Runs) else runs_of(self._selected)
 
     def __or__(self, other: object) -> "Rows":
         return self.union(other) if isinstance(other, Rows) else NotImplemented
@@ -169,25 +166,26 @@ class Rows:
         return self.complement()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        selected = self._selected
+        return selected.num_ids if isinstance(selected, Runs) else len(selected)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._ids.tolist())
+        return iter(self.ids.tolist())
 
     def __contains__(self, row: int) -> bool:
-        index = np.searchsorted(self._ids, row)
-        return bool(index < len(self._ids) and self._ids[index] == row)
+        index = np.searchsorted(self.ids, row)
+        return bool(index < len(self.ids) and self.ids[index] == row)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rows):
             return NotImplemented
-        return self._num_rows == other._num_rows and np.array_equal(self._ids, other._ids)
+        return self._num_rows == other._num_rows and np.array_equal(self.ids, other.ids)
 
     def __hash__(self) -> int:
-        return hash((self._num_rows, self._ids.tobytes()))
+        return hash((self._num_rows, self.ids.tobytes()))
 
     def __repr__(self) -> str:
-        text = ids_to_text(self._ids)
+        text = self._runs().text()
         if len(text) > 40:
             text = f"{text[:37]}..."
         return f"Rows({text!r}, num_rows={self._num_rows})"
@@ -202,14 +200,15 @@ class _IdsOrMask(Protocol):
 RowsLike: TypeAlias = Rows | slice | range | Sequence[int | np.integer[Any]] | _IdsOrMask
 
 
-def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
+def canonical(rows: Any) -> "slice | range | np.ndarray | Rows | Runs":
     """`rows` validated as far as that goes without the length of the table.
 
     Returns:
-        A slice, a `Rows`, an ascending `range`, or an array of rank 1 that is
-        boolean (a mask) or int64, ascending and unique (ids).
+        A slice, a `Rows`, an ascending `range`, the `Runs` of a config, or an
+        array of rank 1 that is boolean (a mask) or int64, ascending and unique
+        (ids).
     """
-    if isinstance(rows, Rows):
+    if isinstance(rows, (Rows, Runs)):
         return rows
     if isinstance(rows, slice):
         return _checked_slice(rows)
@@ -220,6 +219,7 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
         raise ValueError(
             "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
             f"Received an array of shape {array.shape}: {shorten(rows)}"
+            f"{'. A single id goes in a list: `[id]`' if array.ndim == 0 else ''}"
         )
     if array.dtype == bool:
         return array
@@ -228,7 +228,7 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
     if array.dtype.kind not in "iu":
         raise TypeError(
             "Row ids must be integers, and a mask must be boolean. "
-            f"Received dtype {array.dtype}: {shorten(rows)}. {_advice_for_floats(array)}"
+            f"Received dtype {array.dtype}: {shorten(rows)}. {_advice_for_others(array)}"
         )
     if array.min() < 0:
         raise _negative(array[array < 0])
@@ -247,6 +247,9 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows":
     return ids
 
 
+_WORDS_ADVICE = (
+    "Words become ids by their place in the vocabulary: `maskedgrad.row_ids(words, vocabulary)`."
+)
 _MASK_ADVICE = (
     "They are zeros and ones: if they are a mask, a number for each row of the table, make it "
     "boolean by `numpy.asarray(mask).astype(bool)`."
@@ -258,13 +261,12 @@ def _is_mask(array: np.ndarray) -> bool:
     return bool(np.isin(array, (0, 1)).all())
 
 
-def _advice_for_floats(array: np.ndarray) -> str:
+def _advice_for_others(array: np.ndarray) -> str:
     if array.dtype.kind == "f" and _is_mask(array):
         return _MASK_ADVICE
-    return (
-        "Words become ids by their place in the vocabulary; "
-        "ids that were read as floats, by `ids.astype(int)`."
-    )
+    if array.dtype.kind in "USO":
+        return _WORDS_ADVICE
+    return "Ids that were read as floats become integers by `ids.astype(int)`."
 
 
 def encode_rows(rows: Any) -> dict[str, Any]:
@@ -277,9 +279,11 @@ def encode_rows(rows: Any) -> dict[str, Any]:
     if isinstance(rows, range):
         # Not as ids, which may be more than fit into memory.
         return {"rows": range_to_text(rows)}
+    if isinstance(rows, Runs):
+        return {"rows": rows.text()}
     if rows.dtype == bool:
         return Rows(rows, len(rows)).get_config()
-    return {"rows": ids_to_text(rows)}
+    return {"rows": runs_of(rows).text()}
 
 
 def decode_rows(config: Mapping[str, Any]) -> Any:
@@ -296,9 +300,8 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
         return _checked_range(range_from_text(text))
     if text.count(":") == 2 and "," not in text:
         return slice_from_text(text)
-    starts, stops = runs_from_text(text)
-    # One run is not made into ids before it is known to be no longer than the table.
-    return range(starts[0], stops[0]) if len(starts) == 1 else ids_of_runs(starts, stops)
+    runs = runs_from_text(text)
+    return range(runs.starts[0], runs.stops[0]) if len(runs.starts) == 1 else runs
 
 
 def _check_num_rows(num_rows: Any) -> None:
@@ -317,14 +320,18 @@ def _check_config(config: Any, *names: str) -> None:
         )
 
 
-def _ids(rows: "slice | range | np.ndarray | Rows", num_rows: int) -> np.ndarray:
+def _selected(rows: "slice | range | np.ndarray | Rows | Runs", num_rows: int) -> np.ndarray | Runs:
     if isinstance(rows, slice):
         return np.sort(np.arange(num_rows, dtype=np.int64)[rows])
     if isinstance(rows, range):
         return _ids_of_range(rows, num_rows)
     if isinstance(rows, Rows):
         _check_length("a `Rows`", rows.num_rows, num_rows)
-        return rows.ids
+        return rows._selected
+    if isinstance(rows, Runs):
+        if rows.end > num_rows:
+            raise _too_large(rows.text(), num_rows)
+        return rows
     if rows.dtype == bool:
         _check_length("a boolean mask", len(rows), num_rows)
         return np.flatnonzero(rows)
@@ -375,15 +382,23 @@ def _too_large(ids: Any, num_rows: int) -> ValueError:
 
 
 def _to_array(rows: Any) -> np.ndarray:
-    if isinstance(rows, (str, bytes, Mapping, set, frozenset)) or rows is None:
+    # NumPy makes an array of one object of what has no order or no length.
+    if isinstance(rows, (str, bytes, Mapping, Set, ValuesView, Iterator)) or rows is None:
         raise TypeError(
             "Rows must be a sequence of ids, a boolean mask, a `range`, a `slice` or a `Rows`. "
-            f"Received: {shorten(rows)}"
+            f"Received: {shorten(rows)}. {_advice_for_no_sequence(rows)}"
         )
     try:
         return np.asarray(rows)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(f"Rows must be known numbers. Received: {shorten(rows)}") from error
+
+
+def _advice_for_no_sequence(rows: Any) -> str:
+    if isinstance(rows, str):
+        return _WORDS_ADVICE
+    is_collection = isinstance(rows, (Set, ValuesView, Iterator))
+    return "`sorted(rows)` makes a list of it." if is_collection else "Name each row by its id."
 
 
 def _check_length(what: str, length: int, num_rows: int) -> None:

@@ -1,6 +1,7 @@
 """What users name, and the tables that it stands for."""
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -149,8 +150,18 @@ def _named(target: Any) -> Named:
             return Named(target, target, 0)
     raise TypeError(
         "A target must be a layer or the path of a variable. "
-        f"Received: {describe(target)}. A variable is named by its path: `variable.path`."
+        f"Received: {describe(target)}. {_advice_for(target)}"
     )
+
+
+def _advice_for(target: Any) -> str:
+    packages = {each.__module__.partition(".")[0] for each in type(target).__mro__}
+    if packages & {"tf_keras", "tensorflow"} and hasattr(target, "trainable_weights"):
+        return (
+            "It is a layer of Keras 2. Make it, and the model, of Keras 3: `keras.layers."
+            f"{type(target).__name__}`."
+        )
+    return "A variable is named by its path: `variable.path`."
 
 
 def resolve(
@@ -366,6 +377,15 @@ def _of_path(path: str, variables: Sequence[keras.Variable]) -> list[keras.Varia
     if not matches:
         raise ValueError(
             f"The target {path!r} matches none of the variables that are trained"
-            f"{listing(variables)}A variable of a frozen layer is not among them."
+            f"{listing(variables)}{_nearest(path, variables)}A variable of a frozen layer is not "
+            "among them."
         )
     return matches
+
+
+def _nearest(path: str, variables: Sequence[keras.Variable]) -> str:
+    """What may have been meant by a path that no variable has: those in a layer of that name."""
+    paths = list(dict.fromkeys(v.path for v in variables))
+    inside = [each for each in paths if f"/{path}/" in f"/{each}"]
+    found = inside[:3] or difflib.get_close_matches(path, paths, n=3)
+    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""

@@ -1,6 +1,7 @@
 """Rows as text: ascending ids and half-open runs of them, such as `"2,7,10:20"`, or a slice."""
 
 import operator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,19 +10,50 @@ from maskedgrad.messages import shorten
 MAX_NUM_IDS = np.iinfo(np.int32).max  # a row's place among them is an int32
 
 
-def ids_to_text(ids: np.ndarray) -> str:
-    """Ascending ids as text: single ids and half-open runs, `"2,7,10:20"`."""
+class Runs(NamedTuple):
+    """Ascending ids as half-open runs, which may be of more ids than fit into memory.
+
+    `starts` and `stops` are int64 arrays of one length.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @property
+    def num_ids(self) -> int:
+        """How many ids there are."""
+        return int((self.stops - self.starts).sum())
+
+    @property
+    def end(self) -> int:
+        """One more than the last id."""
+        return int(self.stops[-1]) if len(self.stops) else 0
+
+    def ids(self) -> np.ndarray:
+        """The ids: int64 of shape `(num_ids,)`."""
+        lengths = self.stops - self.starts
+        ids = np.repeat(self.starts - (np.cumsum(lengths) - lengths), lengths)
+        ids += np.arange(len(ids))
+        return ids
+
+    def text(self) -> str:
+        """The runs as text: `"2,7,10:20"`."""
+        return ",".join(
+            str(start) if stop - start == 1 else f"{start}:{stop}"
+            for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        )
+
+
+def runs_of(ids: np.ndarray) -> Runs:
+    """The runs of ascending ids."""
     breaks = np.flatnonzero(np.diff(ids) != 1) + 1
-    starts = ids[np.concatenate([[0], breaks])] if len(ids) else ids
-    stops = ids[np.concatenate([breaks - 1, [-1]])] + 1 if len(ids) else ids
-    return ",".join(
-        str(start) if stop - start == 1 else f"{start}:{stop}"
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-    )
+    if not len(ids):
+        return Runs(ids, ids)
+    return Runs(ids[np.concatenate([[0], breaks])], ids[np.concatenate([breaks - 1, [-1]])] + 1)
 
 
-def runs_from_text(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where each run of ids in a text starts and stops, ascending."""
+def runs_from_text(text: str) -> Runs:
+    """The inverse of `Runs.text`. Runs that touch become one."""
     try:
         runs = [part.partition(":") for part in text.split(",")] if text else []
         starts = np.array([int(start) for start, _, _ in runs], dtype=np.int64)
@@ -33,14 +65,10 @@ def runs_from_text(text: str) -> tuple[np.ndarray, np.ndarray]:
     is_ascending = (starts < stops).all() and (stops[:-1] <= starts[1:]).all()
     if not is_ascending or (starts < 0).any() or (stops - starts).sum() > MAX_NUM_IDS:
         raise invalid_text(text)
-    return starts, stops
-
-
-def ids_of_runs(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The ids in runs, ascending: the inverse of `ids_to_text`, after `runs_from_text`."""
-    lengths = stops - starts
-    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + offsets
+    goes_on = stops[:-1] == starts[1:]
+    return Runs(
+        np.delete(starts, np.flatnonzero(goes_on) + 1), np.delete(stops, np.flatnonzero(goes_on))
+    )
 
 
 def slice_to_text(rows: slice) -> str:

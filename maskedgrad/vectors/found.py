@@ -1,5 +1,6 @@
 """The vectors of the wanted words, as a source is gone through."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 # claims, or what a small compressed file becomes, cannot fill the memory.
 LONGEST_RECORD = 1 << 22
 CHUNK = 1 << 17
+MOST_REPETITIONS = 100  # of a word that are reported
 
 
 class SourceVectors(NamedTuple):
@@ -40,7 +42,7 @@ class Slots:
         self._slot_of = slot_of
         self._vectors = np.zeros((num_slots, width), dtype=np.float32)
         self._filled = np.zeros(num_slots, dtype=bool)
-        self._repeated: list[str] = []
+        self._repeated: Counter[str] = Counter()
         self._num_undecodable = 0
 
     def is_filled(self, word: str) -> bool:
@@ -57,7 +59,7 @@ class Slots:
             return None
         slot = self._slot_of.get(word)
         if slot is not None and self._filled[slot]:
-            self._repeated.append(word)
+            self._repeated[word] = min(self._repeated[word] + 1, MOST_REPETITIONS)
             return None
         return slot
 
@@ -72,7 +74,7 @@ class Slots:
         return SourceVectors(
             self._vectors,
             self._filled,
-            tuple(self._repeated),
+            tuple(self._repeated.elements()),
             self._num_undecodable,
             from_subwords or {},
         )

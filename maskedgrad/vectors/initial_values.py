@@ -147,10 +147,17 @@ def _pieces(table: np.ndarray, ids: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _checked_rows(rows: Any, shape: tuple[int, int]) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float32)
-    if rows.shape != shape or not np.isfinite(rows).all():
+    given = np.asarray(rows)
+    try:
+        made = given.astype(
+            np.float32, casting="same_kind" if given.dtype.kind == "c" else "unsafe"
+        )
+    except (TypeError, ValueError):
+        made = np.full((), np.nan, np.float32)
+    if made.shape != shape or not np.isfinite(made).all():
         raise ValueError(
             f"The `initializer` function must return finite numbers of shape {shape}, a row for "
-            f"each of the words it is given. Received: an array of shape {rows.shape}."
+            f"each of the words it is given. Received: an array of shape {given.shape} and dtype "
+            f"{given.dtype}."
         )
-    return rows
+    return made

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskedgrad.messages import shorten
 from maskedgrad.rows.vocabulary import check_words, ids_by_word, sample
 from maskedgrad.vectors.found import SourceVectors
 from maskedgrad.vectors.initial_values import CHUNK, check_initializer, first_values
@@ -56,7 +57,8 @@ class VectorReport:
     """Spellings skipped because their vector holds NaN or infinity."""
 
     repeated: tuple[str, ...]
-    """Spellings that the source repeats: the first vector counts, the others were skipped."""
+    """Spellings that the source repeats, each as often as it was skipped, up to a hundred times:
+    the first vector counts."""
 
     num_undecodable: int
     """How many rows of the file were skipped because their word is not UTF-8."""
@@ -151,6 +153,7 @@ def load_vectors(
     """
     wants_subwords = isinstance(initializer, str) and initializer == SUBWORDS
     check_initializer({} if wants_subwords else initializer, noise)
+    _check_counts(counts)
     words = ids_by_word(vocabulary)
     num_rows = max(words.values(), default=-1) + 1
     padding_id = _padding_id(padding, words, num_rows)
@@ -161,7 +164,7 @@ def load_vectors(
             f"The vocabulary must hold a word beside the padding. Received: {vocabulary!r}"
         )
     descriptions = _descriptions(initializer, words)
-    spellings_of = {word: [fallback(word) for fallback in fallbacks] for word in words if fallbacks}
+    spellings_of = _spellings(words, fallbacks)
     slot_of = _slots(words, num_rows, [*spellings_of.values(), *descriptions.values()])
     num_slots = num_rows + len(slot_of) - len(words)
     read = read_source(source, slot_of, num_slots, list(words) if wants_subwords else None)
@@ -244,6 +247,44 @@ def _descriptions(initializer: Any, words: Mapping[str, int]) -> dict[str, Seque
         if not check_words(description, f"What describes {word!r}"):
             raise ValueError(f"{word!r} must be described by at least one word. Received: none")
     return dict(initializer)
+
+
+def _check_counts(counts: Any) -> None:
+    if counts is None:
+        return
+    if not isinstance(counts, Mapping):
+        raise TypeError(
+            "`counts` must be a mapping from word to how often it occurs. "
+            f"Received: {shorten(counts)}. `collections.Counter(words)` counts words."
+        )
+    for word, count in counts.items():
+        if not isinstance(count, (int, float, np.integer, np.floating)) or not 0 <= count < np.inf:
+            raise ValueError(
+                "`counts` must hold numbers that are not negative. "
+                f"Received: {shorten(count)} for {word!r}. Leave a word that does not occur out."
+            )
+
+
+def _spellings(
+    words: Iterable[str], fallbacks: Sequence[Callable[[str], str]]
+) -> dict[str, list[str]]:
+    """The other spellings of each word; nothing where there are no fallbacks."""
+    if not isinstance(fallbacks, (list, tuple)) or not all(map(callable, fallbacks)):
+        raise TypeError(
+            "`fallbacks` must be a list of functions from a word to another spelling. "
+            f"Received: {shorten(fallbacks)}. A single one goes in a list: `[str.lower]`."
+        )
+    spellings_of: dict[str, list[str]] = {}
+    for word in words if fallbacks else ():
+        spellings_of[word] = [fallback(word) for fallback in fallbacks]
+        for fallback, spelling in zip(fallbacks, spellings_of[word], strict=True):
+            if not isinstance(spelling, str):
+                raise TypeError(
+                    "A function of `fallbacks` must return a string. Received: "
+                    f"{shorten(spelling)} for {word!r} of {shorten(fallback)}. Return the word "
+                    "where it has no other spelling."
+                )
+    return spellings_of
 
 
 def _slots(

@@ -1,5 +1,6 @@
 """Reading pretrained vectors, of files and of mappings, wanted words only."""
 
+import errno
 import lzma
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from maskedgrad.files import check_no_folder
 from maskedgrad.vectors import binary, fasttext, text
 from maskedgrad.vectors.found import (
     CHUNK,
@@ -96,13 +98,15 @@ def _read_file(
     num_slots: int,
     words_from_subwords: Collection[str] | None,
 ) -> SourceVectors:
+    check_no_folder(path, "the path of a file of vectors")
     try:
         with unpacked(path) as content:
             return _read_content(content, slot_of, num_slots, words_from_subwords)
     except (ValueError, MemoryError) as error:
         raise _unreadable(path, str(error) or "it needs more memory than there is") from error
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        if getattr(error, "errno", None) is not None:  # an error of the system, not of the content
+        # An error of the system, and not of a content that leads to places before its beginning.
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise
         what = str(error) or type(error).__name__
         raise _unreadable(path, f"{what}. It is cut off or damaged: get it anew") from error
@@ -183,10 +187,12 @@ def _read_mapping(
 
 def _checked(word: str, value: Any, width: int) -> np.ndarray:
     vector = np.asarray(value)
-    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.number) or not vector.size:
+    is_real = np.can_cast(vector.dtype, np.longdouble) and vector.dtype != bool
+    if vector.ndim != 1 or not is_real or not vector.size:
         raise ValueError(
-            f"A vector must be a flat array of numbers. Received for {word!r}: "
-            f"an array of shape {vector.shape} and dtype {vector.dtype}."
+            "A vector must be a flat array of numbers that are not complex. Received for "
+            f"{word!r}: an array of shape {vector.shape} and dtype {vector.dtype}. Leave the word "
+            "out, or give its numbers alone: `numpy.asarray(vector).real` of complex ones."
         )
     if len(vector) != width:
         raise ValueError(

@@ -77,7 +77,10 @@ def _layer(content: Unpacked, head: bytes, archive: Path, member: str) -> Unpack
     if head.startswith(XZ):
         return Unpacked(lzma.LZMAFile(file), math.inf)
     if head.startswith(ZIP):
-        return _member(zipfile.ZipFile(file), archive, member)
+        try:
+            return _member(zipfile.ZipFile(file), archive, member)
+        except RuntimeError as error:  # a password, or a version or method that is not known
+            raise ValueError(f"{error}. Unpack it first") from error
     return None
 
 
@@ -99,10 +102,7 @@ def _member(archive: zipfile.ZipFile, path: Path, member: str) -> Unpacked:
         advice = f"Name the one that is wanted: {example!r}" if names else "It is empty"
         raise ValueError(f"it is a zip archive of {len(names)} files{_listed(names)}. {advice}")
     info = archive.getinfo(member or names[0])
-    try:
-        return Unpacked(archive.open(info), info.file_size)
-    except (RuntimeError, NotImplementedError) as error:  # a password, or an unknown method
-        raise ValueError(f"{error}. Unpack it first") from error
+    return Unpacked(archive.open(info), info.file_size)
 
 
 def _listed(names: list[str]) -> str:
