@@ -1,8 +1,11 @@
 """Whole files or none: atomic writes."""
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 FilePath = str | os.PathLike[str]
 
@@ -21,12 +24,32 @@ def write_whole(path: FilePath, content: bytes) -> None:
     ...     os.listdir(folder), Path(folder, "file").read_bytes()
     (['file'], b'new')
     """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: FilePath) -> Iterator[BinaryIO]:
+    """A new file to write and read, which is at its path when the context ends well.
+
+    Equivalent to `write_whole` of what is written to it, which need not be in
+    memory at once. If the context ends by an error, nothing has changed.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole_file(f"{folder}/file") as file:
+    ...         _ = file.write(b"new")
+    ...     os.listdir(folder)
+    ['file']
+    """
     # A link stays a link: what it leads to is replaced.
     path = Path(os.path.realpath(path))
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(beside, "xb") as file:
-            file.write(content)
+        with open(beside, "x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

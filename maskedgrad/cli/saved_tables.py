@@ -25,7 +25,9 @@ class SavedTable(NamedTuple):
 
     `name` is the path of its layer among the model's; `shape` and `dtype` are
     the table's; `read(start, stop)` returns rows; `trainable` are the rows
-    that the model's `MaskedOptimizer` trains, or `None` if it names none.
+    that the model's `MaskedOptimizer` trains, or `None` if it names none;
+    `offset` is the place of its first byte in the file of weights, or `None`
+    if its bytes are not there in one piece.
     """
 
     name: str
@@ -33,6 +35,7 @@ class SavedTable(NamedTuple):
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]
     trainable: Rows | None
+    offset: int | None = None
 
 
 @contextlib.contextmanager
@@ -79,6 +82,42 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
         yield tables
 
 
+def layers(file: Any) -> list[tuple[str, Any]]:
+    """Returns the names of each layer and those around it, as a path, with its variables."""
+    found: list[tuple[str, Any]] = []
+
+    def visit(group: Any, names: tuple[str, ...]) -> None:
+        own = group.get("vars")
+        is_root = group.name == "/"
+        if own is not None:
+            name = own.attrs.get("name", group.name.rpartition("/")[2])
+            found.append(("/".join((*names, name)), own))
+            # Paths of functional models do not begin with the name of the model.
+            names = names if is_root else (*names, name)
+        for key, child in group.items():
+            if hasattr(child, "items") and key != "vars" and not (is_root and key == "optimizer"):
+                visit(child, names)
+
+    visit(file, ())
+    return found
+
+
+def saved_table(name: str, dataset: Any) -> SavedTable:
+    """Returns a variable in a file of weights as a table.
+
+    Raises:
+        ValueError: the file does not hold all of it, or it is not of numbers.
+    """
+    return SavedTable(
+        name,
+        _shape(dataset),
+        _dtype(dataset),
+        _reader(dataset),
+        None,
+        dataset.id.get_offset(),
+    )
+
+
 def matrix_file(path: Path) -> SavedTable:
     """The array of a `.npy` file as a table.
 
@@ -122,17 +161,11 @@ def describe(tables: Sequence[SavedTable]) -> str:
 def _tables(file: Any, trainable_rows: Mapping[str, Rows]) -> list[SavedTable]:
     by_layer = [
         (name, datasets)
-        for name, group in _layers(file)
+        for name, group in layers(file)
         if (datasets := [dataset for dataset in group.values() if dataset.ndim >= 2])
     ]
     tables = [
-        SavedTable(
-            name if len(datasets) == 1 else f"{name}/{place}",
-            _shape(dataset),
-            _dtype(dataset),
-            _reader(dataset),
-            None,
-        )
+        saved_table(name if len(datasets) == 1 else f"{name}/{place}", dataset)
         for name, datasets in by_layer
         for place, dataset in enumerate(datasets)
     ]
@@ -140,26 +173,6 @@ def _tables(file: Any, trainable_rows: Mapping[str, Rows]) -> list[SavedTable]:
         place = _place_of(path, rows, tables)
         tables[place] = tables[place]._replace(trainable=rows)
     return tables
-
-
-def _layers(file: Any) -> list[tuple[str, Any]]:
-    """Returns the names of each layer and those around it, as a path, with its variables."""
-    layers: list[tuple[str, Any]] = []
-
-    def visit(group: Any, names: tuple[str, ...]) -> None:
-        own = group.get("vars")
-        is_root = group.name == "/"
-        if own is not None:
-            name = own.attrs.get("name", group.name.rpartition("/")[2])
-            layers.append(("/".join((*names, name)), own))
-            # Paths of functional models do not begin with the name of the model.
-            names = names if is_root else (*names, name)
-        for key, child in group.items():
-            if hasattr(child, "items") and key != "vars" and not (is_root and key == "optimizer"):
-                visit(child, names)
-
-    visit(file, ())
-    return layers
 
 
 def _place_of(path: str, rows: Rows, tables: list[SavedTable]) -> int:
