@@ -170,13 +170,16 @@ class _Turns:
         with self._changed:
             self._waiting[ticket] = switch
             try:
-                self._changed.wait_for(lambda: self._may_enter(switch))
-                if switch is not self._in_place:
-                    self._put_in_place(switch)
-                self._num_inside += 1
-            finally:
-                del self._waiting[ticket]
-                self._changed.notify_all()  # who is the first now
+                self._changed.wait_for(
+                    lambda: ticket not in self._waiting or self._may_enter(switch)
+                )
+                if ticket in self._waiting:
+                    self._let_in(switch)
+            except BaseException:
+                self._num_inside -= ticket not in self._waiting  # let in, and interrupted
+                self._waiting.pop(ticket, None)
+                self._changed.notify_all()  # another one is the first now
+                raise
         self._thread.has_turn = True
         try:
             yield
@@ -197,6 +200,16 @@ class _Turns:
     def _may_enter(self, switch: AppliedRowPatch | None) -> bool:
         first = next(iter(self._waiting.values()))
         return switch is first and (switch is self._in_place or not self._num_inside)
+
+    def _let_in(self, switch: AppliedRowPatch | None) -> None:
+        """Lets in all who wait for a patch."""
+        if switch is not self._in_place:
+            self._put_in_place(switch)
+        tickets = [ticket for ticket, wanted in self._waiting.items() if wanted is switch]
+        for ticket in tickets:
+            del self._waiting[ticket]
+        self._num_inside += len(tickets)
+        self._changed.notify_all()
 
     def _put_in_place(self, switch: AppliedRowPatch | None) -> None:
         before, self._in_place = self._in_place, None
