@@ -27,7 +27,7 @@ def push_to_hub(
         patch: the patch.
         repo_id: the repository, such as `"user/city-names"`.
         filename: the file in it, which ends in `.safetensors`.
-        revision: the branch; the main one if `None`.
+        revision: the branch, which exists; the main one if `None`.
         commit_message: what the commit says.
         api: a `huggingface_hub.HfApi`, which knows the server and the token;
             one of their defaults if `None`.
