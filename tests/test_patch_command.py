@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -650,3 +651,19 @@ def test_a_file_that_is_no_patch_has_status_2(tmp_path, capsys):
         status, printed = run(capsys, *arguments)
         assert status == 2
         assert printed.err.startswith(f"patch {arguments[0]}: ")
+
+
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "row_patches.md"
+    commands = re.findall(r"^python -m maskedgrad (patch .*)$", page.read_text("utf-8"), re.M)
+    monkeypatch.chdir(tmp_path)
+    model = classifier(IDS)
+    model.save("base.keras")
+    patch_of_words().save("names.safetensors")
+    RowPatch.from_model(model).save("other.safetensors")
+    assert {command.split()[1]: main(command.split()) for command in commands} == {
+        "show": 0,
+        "diff": 1,
+        "apply": 0,
+        "export": 0,
+    }

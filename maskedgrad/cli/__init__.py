@@ -1,4 +1,4 @@
-"""The commands: `python -m maskedgrad demo`, `bench` and `verify`."""
+"""The commands: `python -m maskedgrad demo`, `bench`, `verify` and `patch`."""
 
 import argparse
 import importlib

@@ -24,7 +24,8 @@ class PatchRegistry:
 
     A patch that is given as a file is read when it is first used, and checked
     against the base then, as `RowPatch.applied` does: that reads the table as a
-    whole, once for each patch. A switch costs what K rows cost.
+    whole, once for each patch. A switch costs what K rows cost. The patch of
+    the last request stays in place: `use(None)` brings back the base.
 
     Args:
         model: a built model with the tables of the patches. Its lookups are to
