@@ -226,13 +226,11 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
     a layer that has several, the one of the right shape is meant.
     """
     with _reading(source):
+        # A link to another file leads nowhere: HDF5 is given the content of this one, and no path.
         found = [each for name, group in layers(file) for each in _of_layer(name, group, patch)]
     stored = variable_at(patch.path, found)
     with _reading(source):
-        table = saved_table(stored.path, stored.dataset)
-        if _number_of_file(stored.dataset) != _number_of_file(file):
-            raise ValueError(f"the table {stored.path!r} must not lie in another file")
-    return table
+        return saved_table(stored.path, stored.dataset)
 
 
 def _of_layer(name: str, group: Any, patch: TablePatch) -> list[_Stored]:
@@ -241,13 +239,6 @@ def _of_layer(name: str, group: Any, patch: TablePatch) -> list[_Stored]:
     of_shape = [each for each in datasets if each.shape == shape]
     path = f"{name}/{patch.path.rpartition('/')[2]}"
     return [_Stored(path, each.shape, each) for each in of_shape or datasets[:1]]
-
-
-def _number_of_file(stored: Any) -> int:
-    """The number that HDF5 has given a file that it has opened: others can be linked to."""
-    import h5py
-
-    return h5py.h5o.get_info(stored.id).fileno
 
 
 def _check_base(patch: TablePatch, table: SavedTable, vocabularies: Mapping[str, Any]) -> None:
