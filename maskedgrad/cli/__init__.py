@@ -1,4 +1,4 @@
-"""The commands: `python -m maskedgrad demo`, `bench` and `verify`."""
+"""The commands: `python -m maskedgrad demo`, `bench`, `verify` and `patch`."""
 
 import argparse
 import importlib
@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "watch special symbols learn in real text, five ways",
     "bench": "measure the ways to train some rows, on this machine",
     "verify": "check that a saved model's frozen rows are those of its source",
+    "patch": "show, compare, apply and export row patches",
 }
 
 

@@ -31,8 +31,10 @@ class SavedTable(NamedTuple):
     `name` is the path of its layer among the model's, with its number where
     the layer has several; `shape` and `dtype` are the table's; `read(start,
     stop)` returns rows; `trainable` are the rows that the model's
-    `MaskedOptimizer` trains, or `None` if it names none. `doubt` says why it
-    is not known whether rows of it train.
+    `MaskedOptimizer` trains, or `None` if it names none; `offset` is the place
+    of its first byte in the file of weights, or `None` if its bytes are not
+    there in one piece. `doubt` says why it is not known whether rows of it
+    train.
     """
 
     name: str
@@ -40,6 +42,7 @@ class SavedTable(NamedTuple):
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]
     trainable: Rows | None
+    offset: int | None = None
     doubt: str | None = None
 
 
@@ -87,6 +90,49 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
                 f".keras. Received: {str(path)!r} ({error})"
             ) from error
         yield tables
+
+
+def layers(file: Any) -> list[tuple[str, Any]]:
+    """Returns the names of each layer and those around it, as a path, with its variables."""
+    found: list[tuple[str, Any]] = []
+    visited = set()
+
+    def visit(group: Any, names: tuple[str, ...]) -> None:
+        # A few groups that hold each other would be as many as can never be visited.
+        if hash(group.id) in visited:
+            raise ValueError(f"the group {group.name!r} is in more than one place")
+        visited.add(hash(group.id))
+        own = group.get("vars")
+        is_root = group.name == "/"
+        if own is not None:
+            name = own.attrs.get("name", group.name.rpartition("/")[2])
+            found.append(("/".join((*names, name)), own))
+            # Paths of functional models do not begin with the name of the model.
+            names = names if is_root else (*names, name)
+        for key in group:
+            if key != "vars" and not (is_root and key == "optimizer"):
+                child = _child(group, key)
+                if hasattr(child, "items"):
+                    visit(child, names)
+
+    visit(file, ())
+    return found
+
+
+def saved_table(name: str, dataset: Any) -> SavedTable:
+    """Returns a variable in a file of weights as a table.
+
+    Raises:
+        ValueError: the file does not hold all of it, or it is not of numbers.
+    """
+    return SavedTable(
+        name,
+        _shape(dataset),
+        _dtype(dataset),
+        _reader(dataset),
+        None,
+        dataset.id.get_offset(),
+    )
 
 
 def matrix_file(path: Path) -> SavedTable:
@@ -152,18 +198,12 @@ class _Trained(NamedTuple):
 def _tables(file: Any, trained: Sequence[_Trained]) -> list[SavedTable]:
     found = [
         (layer, name, dataset)
-        for layer, group in _layers(file)
+        for layer, group in layers(file)
         for name, dataset in _named(layer, [d for d in _children(group) if d.ndim >= 2])
     ]
     names = Counter(name for _, name, _ in found)
     tables = [
-        SavedTable(
-            name if names[name] == 1 else f"{name}@{_place_in_file(dataset)}",
-            _shape(dataset),
-            _dtype(dataset),
-            _reader(dataset),
-            None,
-        )
+        saved_table(name if names[name] == 1 else f"{name}@{_place_in_file(dataset)}", dataset)
         for _, name, dataset in found
     ]
     for each in trained:
@@ -193,33 +233,6 @@ def _doubt(trained: _Trained) -> str:
         f"The model must have one table of {trained.rows.num_rows} rows in the layer of "
         f"{trained.path!r}, which its optimizer trains."
     )
-
-
-def _layers(file: Any) -> list[tuple[str, Any]]:
-    """Returns the names of each layer and those around it, as a path, with its variables."""
-    layers: list[tuple[str, Any]] = []
-    visited = set()
-
-    def visit(group: Any, names: tuple[str, ...]) -> None:
-        # A few groups that hold each other would be as many as can never be visited.
-        if hash(group.id) in visited:
-            raise ValueError(f"the group {group.name!r} is in more than one place")
-        visited.add(hash(group.id))
-        own = group.get("vars")
-        is_root = group.name == "/"
-        if own is not None:
-            name = own.attrs.get("name", group.name.rpartition("/")[2])
-            layers.append(("/".join((*names, name)), own))
-            # Paths of functional models do not begin with the name of the model.
-            names = names if is_root else (*names, name)
-        for key in group:
-            if key != "vars" and not (is_root and key == "optimizer"):
-                child = _child(group, key)
-                if hasattr(child, "items"):
-                    visit(child, names)
-
-    visit(file, ())
-    return layers
 
 
 def _children(group: Any) -> list[Any]:

@@ -16,16 +16,9 @@ from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
 from maskedgrad.patches.file import checksum, read_patch_file, write_patch_file
-from maskedgrad.patches.placement import AppliedRowPatch, Placement, revert
-from maskedgrad.patches.table import (
-    TablePatch,
-    check_base,
-    check_finite,
-    check_fits,
-    frozen_digest,
-    variable_at,
-)
-from maskedgrad.patches.words import by_path, check_anchors, moved, with_words
+from maskedgrad.patches.placement import AppliedRowPatch, check_bases, placements, revert
+from maskedgrad.patches.table import TablePatch, check_finite, frozen_digest
+from maskedgrad.patches.words import by_path, with_words
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 
@@ -277,40 +270,26 @@ class RowPatch:
             ValueError: the patch is not applied to it; or it was not applied
                 in this process, and holds no original values.
         """
-        revert(model, self._placements(model, vocabulary))
+        vocabularies = by_path(vocabulary, list(self.tables))
+        revert(model, placements(self.tables.values(), model, vocabularies))
 
     def _applied(
         self, model: keras.Model, strict: bool, allow_nonfinite: bool, vocabulary: Any
     ) -> AppliedRowPatch:
-        placements = self._placements(model, vocabulary)
         vocabularies = by_path(vocabulary, list(self.tables))
-        for patch, variable in placements:
-            if not allow_nonfinite:
+        placed = placements(self.tables.values(), model, vocabularies)
+        if not allow_nonfinite:
+            for patch, _ in placed:
                 check_finite(patch)
-            if strict and patch.path in vocabularies:
-                check_anchors(patch, variable, vocabularies[patch.path])
-            elif strict:
-                check_base(patch, variable)
-        if not strict:
+        if strict:
+            check_bases(placed, vocabularies)
+        else:
             warnings.warn(
                 "strict=False: it was not checked whether the frozen rows are those that the "
                 "patch was trained over.",
                 stacklevel=3,
             )
-        return AppliedRowPatch(model, placements)
-
-    def _placements(self, model: keras.Model, vocabulary: Any) -> list[Placement]:
-        variables = model.weights
-        vocabularies = by_path(vocabulary, list(self.tables))
-        placements = []
-        for path, table in self.tables.items():
-            variable = variable_at(path, variables)
-            by_word = path in vocabularies
-            patch = moved(table, variable, vocabularies[path]) if by_word else table
-            placements.append(Placement(patch, variable))
-        for placement in placements:
-            check_fits(*placement)
-        return placements
+        return AppliedRowPatch(model, placed)
 
     def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What a file of the patch holds: a header for each table, and the tensors."""

@@ -1,14 +1,23 @@
 """Putting patches into the tables of a model in memory, and taking them out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from maskedgrad.masking.tables import read_rows, same_bits, write_rows
+from maskedgrad.masking.tables import read_rows, row_reader, same_bits, write_rows
 from maskedgrad.masking.variables import read_sparsely, reads_sparsely
-from maskedgrad.patches.table import InPlace, TablePatch, patches_in
+from maskedgrad.patches.table import (
+    InPlace,
+    TablePatch,
+    check_base,
+    check_fits,
+    patches_in,
+    rows_in_place,
+    variable_at,
+)
+from maskedgrad.patches.words import check_anchors, moved
 from maskedgrad.rows.rows import Rows
 
 
@@ -17,6 +26,39 @@ class Placement(NamedTuple):
 
     patch: TablePatch
     variable: keras.Variable
+
+
+def placements(
+    tables: Iterable[TablePatch], model: keras.Model, vocabularies: Mapping[str, Any]
+) -> list[Placement]:
+    """Where patches go in a model: to the ids of their words where there is a vocabulary.
+
+    Raises:
+        ValueError: the model lacks a table, or has it in another shape or
+            dtype; or a vocabulary lacks a word.
+    """
+    variables = model.weights
+    placed = []
+    for table in tables:
+        variable = variable_at(table.path, variables)
+        if table.path in vocabularies:
+            patch = moved(table, int(variable.shape[0]), vocabularies[table.path])
+        else:
+            patch = table
+        placed.append(Placement(patch, variable))
+    for placement in placed:
+        check_fits(*placement)
+    return placed
+
+
+def check_bases(placed: Iterable[Placement], vocabularies: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if frozen rows are not those that patches were trained over."""
+    for patch, variable in placed:
+        if patch.path in vocabularies:
+            words = vocabularies[patch.path]
+            check_anchors(patch, words, row_reader(variable), rows_in_place(variable))
+        else:
+            check_base(patch, variable)
 
 
 class AppliedRowPatch:
@@ -127,4 +169,6 @@ def _rows_beneath(placement: Placement) -> np.ndarray:
 
 
 def _are_same(patch: TablePatch, other: TablePatch) -> bool:
+    if patch is other:  # which takes no time, where many rows are switched
+        return True
     return patch.rows == other.rows and same_bits(patch.values, other.values)

@@ -28,6 +28,7 @@ class TablePatch:
         anchors: `None`, or digests of some frozen rows, by their words.
 
     Raises:
+        TypeError: a word is no string.
         ValueError: there is no row; or `values`, `words` or `original` does not fit the rest.
 
     Example:
@@ -62,6 +63,8 @@ class TablePatch:
                 f"The words of {self.path!r} must be {len(self.rows)}, one for each row. "
                 f"Received: {len(self.words)}"
             )
+        if not all(isinstance(word, str) for word in self.words or ()):
+            raise TypeError(f"The words of {self.path!r} must be strings. Received: {self.words!r}")
         if self.original is None:
             return
         object.__setattr__(self, "original", _read_only(self.original))
@@ -125,7 +128,11 @@ def check_fits(patch: TablePatch, variable: keras.Variable) -> None:
 
 def check_base(patch: TablePatch, variable: keras.Variable) -> None:
     """Raises a `ValueError` if the frozen rows are not those that the patch was trained over."""
-    digest = frozen_digest(variable, patch.rows)
+    check_digest(patch, frozen_digest(variable, patch.rows))
+
+
+def check_digest(patch: TablePatch, digest: str) -> None:
+    """Raises a `ValueError` if the digest of a table's frozen rows is not that of a patch."""
     if digest != patch.digest:
         raise ValueError(
             f"The frozen rows of {patch.path!r} must be, bit for bit, those that the patch was "
@@ -168,6 +175,11 @@ def patches_in(variable: keras.Variable) -> tuple[InPlace, ...]:
     # Kept by the variable itself, which cannot be the key of a mapping, so that
     # they go where it goes and end where it ends.
     return getattr(variable, "row_patches", ())
+
+
+def rows_in_place(variable: keras.Variable) -> set[int]:
+    """The ids of the rows of a table that patches are applied to."""
+    return {int(id_) for other in patches_in(variable) for id_ in other.patch.ids}
 
 
 def _base_chunks(variable: keras.Variable) -> Iterator[tuple[int, np.ndarray]]:

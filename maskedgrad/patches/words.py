@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
-from maskedgrad.patches.table import TablePatch, patches_in
+from maskedgrad.patches.table import TablePatch, rows_in_place
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.vocabulary import ids_by_word, sample
 
@@ -51,20 +51,19 @@ def with_words(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> 
             f"words, and none for the rows {Rows(nameless, patch.rows.num_rows)} of {patch.path!r}"
         )
     words = tuple(word_of[id_] for id_ in patch.ids.tolist())
-    patched = [other.patch.ids for other in patches_in(variable)]
-    taken = set(np.concatenate([patch.ids, *patched]).tolist())
+    taken = {*patch.ids.tolist(), *rows_in_place(variable)}
     around = sorted(id_ for id_ in word_of if id_ not in taken)
     chosen = [
         around[int(i)] for i in np.linspace(0, len(around) - 1, min(NUM_ANCHORS, len(around)))
     ]
     ids = list(dict.fromkeys(chosen))
-    digests = _digests(variable, ids)
+    digests = _digests(read_rows(variable, np.array(ids, dtype=np.int64)))
     anchors = {word_of[id_]: digest for id_, digest in zip(ids, digests, strict=True)}
     return dataclasses.replace(patch, words=words, anchors=anchors)
 
 
-def moved(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> TablePatch:
-    """A patch for the rows that its words have in another vocabulary.
+def moved(patch: TablePatch, num_rows: int, vocabulary: Any) -> TablePatch:
+    """A patch for the rows that its words have in another vocabulary, of a table of so many rows.
 
     Raises:
         ValueError: the patch does not know its words, or the vocabulary lacks
@@ -76,7 +75,6 @@ def moved(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> Table
             "Received: one without. It knows them if it was made by "
             "`RowPatch.from_model(model, vocabulary=...)`."
         )
-    num_rows = int(variable.shape[0])
     id_of = _ids_within(vocabulary, num_rows, patch.path)
     absent = [word for word in patch.words if word not in id_of]
     if absent:
@@ -95,21 +93,27 @@ def moved(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> Table
     )
 
 
-def check_anchors(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> None:
+def check_anchors(
+    patch: TablePatch,
+    vocabulary: Any,
+    read: Callable[[np.ndarray], np.ndarray],
+    patched: Collection[int] = (),
+) -> None:
     """Raises a `ValueError` if frozen rows are not, by word, those that a patch was trained over.
 
     Of a table in another order not every row can be compared, only those of
     the words that the patch noted: enough to see a vocabulary that is shifted,
-    or other vectors.
+    or other vectors. `read` returns rows of the table by their ids; those of
+    the ids `patched` are not compared.
     """
     id_of = ids_by_word(vocabulary)
-    patched = {int(id_) for other in patches_in(variable) for id_ in other.patch.ids}
     found = {
         word: digest
         for word, digest in (patch.anchors or {}).items()
         if word in id_of and id_of[word] not in patched
     }
-    digests = zip(found, _digests(variable, [id_of[word] for word in found]), strict=True)
+    rows = read(np.array([id_of[word] for word in found], dtype=np.int64))
+    digests = zip(found, _digests(rows), strict=True)
     differ = [word for word, digest in digests if found[word] != digest]
     if differ or not found:
         told = f"other rows for {sample(differ)}" if differ else "none of the words around them"
@@ -132,6 +136,5 @@ def _ids_within(vocabulary: Any, num_rows: int, path: str) -> dict[str, int]:
     return id_of
 
 
-def _digests(variable: keras.Variable, ids: Sequence[int]) -> list[str]:
-    rows = read_rows(variable, np.array(ids, dtype=np.int64))
+def _digests(rows: np.ndarray) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows]

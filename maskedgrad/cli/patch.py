@@ -1,0 +1,139 @@
+"""Show what row patches hold, compare two, apply one to a saved model in its file, or export one.
+
+The exit status is 0 if all went well, 1 if `diff` finds a difference, and 2 if
+something is refused.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command to `parser`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    show = actions.add_parser("show", help="what a patch holds")
+    show.add_argument("patch", type=Path, metavar="PATCH", help="the file of a row patch")
+    show.add_argument("--json", action="store_true", help="print all of it, as JSON")
+
+    diff = actions.add_parser("diff", help="how two patches differ")
+    diff.add_argument("first", type=Path, metavar="FIRST", help="the file of a row patch")
+    diff.add_argument("second", type=Path, metavar="SECOND", help="the file of another")
+    diff.add_argument("--json", action="store_true", help="print all of it, as JSON")
+
+    apply = actions.add_parser("apply", help="apply a patch to a saved model, into a new file")
+    apply.add_argument("patch", type=Path, metavar="PATCH", help="the file of a row patch")
+    apply.add_argument("model", type=Path, metavar="MODEL", help="a .keras or .weights.h5 file")
+    apply.add_argument("new", type=Path, metavar="NEW", help="the new file, of the same kind")
+    apply.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="PATH",
+        help="the words of the model's rows, one a line: rows go to the ids of their words",
+    )
+    apply.add_argument(
+        "--no-strict",
+        action="store_true",
+        help="do not check that the frozen rows are those that the patch was trained over",
+    )
+    apply.add_argument(
+        "--allow-nonfinite", action="store_true", help="let values be infinite or NaN"
+    )
+    apply.add_argument("--replace", action="store_true", help="replace NEW if it exists")
+
+    export = actions.add_parser("export", help="write the rows as word vectors, or for PEFT")
+    export.add_argument("patch", type=Path, metavar="PATCH", help="the file of a row patch")
+    export.add_argument(
+        "new",
+        type=Path,
+        metavar="NEW",
+        help="a file in word2vec's text format, or with --peft a folder",
+    )
+    export.add_argument(
+        "--table", metavar="TABLE", help="the path of the table, if the patch has several"
+    )
+    export.add_argument(
+        "--peft",
+        nargs="+",
+        metavar="TABLE=MODULE",
+        help="write an adapter of PEFT: the PyTorch module that holds each table",
+    )
+    export.add_argument("--replace", action="store_true", help="replace NEW if it exists")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        return ACTIONS[options.action](options)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"patch {options.action}: {error}", file=sys.stderr)
+        return 2
+
+
+def _show(options: argparse.Namespace) -> int:
+    from maskedgrad.cli.patch_report import description, text_of_description
+    from maskedgrad.patches.patch import RowPatch
+
+    described = description(RowPatch.load(options.patch))
+    print(_json(described) if options.json else text_of_description(described))
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from maskedgrad.cli.patch_report import comparison, text_of_comparison
+    from maskedgrad.patches.patch import RowPatch
+
+    compared = comparison(RowPatch.load(options.first), RowPatch.load(options.second))
+    print(_json(compared) if options.json else text_of_comparison(compared))
+    return 0 if compared["same"] else 1
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from maskedgrad.cli.patched_file import apply_to_file
+    from maskedgrad.patches.patch import RowPatch
+
+    patch = RowPatch.load(options.patch)
+    apply_to_file(
+        patch,
+        options.model,
+        options.new,
+        strict=not options.no_strict,
+        allow_nonfinite=options.allow_nonfinite,
+        vocabulary=options.vocabulary and _lines(options.vocabulary),
+        replace=options.replace,
+    )
+    num_rows = sum(len(table.rows) for table in patch.tables.values())
+    print(f"{options.new}: {options.model} with {num_rows:,} rows of {options.patch}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from maskedgrad.cli.patch_export import export_adapter, export_vectors
+    from maskedgrad.patches.patch import RowPatch
+
+    patch = RowPatch.load(options.patch)
+    if options.peft:
+        export_adapter(patch, options.new, options.peft, options.replace)
+    else:
+        export_vectors(patch, options.new, options.table, options.replace)
+    print(f"{options.new}: {options.patch}")
+    return 0
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "show": _show,
+    "diff": _diff,
+    "apply": _apply,
+    "export": _export,
+}
