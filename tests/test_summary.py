@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, MaskedTrainStep
-from maskedgrad.counting import count_parameters, readable_bytes, summary
+from maskedgrad.reports.counting import count_parameters, readable_bytes, summary
 from maskedgrad.testing import bits
 from tests.features import some_optimizer_classes
 
