@@ -239,7 +239,8 @@ def _directions(rows: np.ndarray) -> np.ndarray:
 
 
 def _of_rank(values: np.ndarray, rank: int) -> float:
-    """The value of a rank, from 1 for the largest; the least where there are fewer."""
+    """The finite value of a rank, from 1 for the largest; -infinity where there are fewer."""
+    values = values[np.isfinite(values)]
     return float(-np.partition(-values, rank - 1)[rank - 1]) if len(values) > rank else -np.inf
 
 
