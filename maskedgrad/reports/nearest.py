@@ -13,7 +13,7 @@ from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.vocabulary import ids_within, row_ids
 
 MOST_QUERIES = 1024
-MOST_SHOWN = 10
+MOST_SHOWN = 5
 
 
 class Neighbour(NamedTuple):
