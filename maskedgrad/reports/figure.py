@@ -1,18 +1,18 @@
 """The figure of a report: how far rows moved, and where to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Okabe and Ito: colours that colour-blind readers can tell apart.
-MOVED, UNSEEN = "#0072B2", "#D55E00"
+MOVED, UNMOVED = "#0072B2", "#D55E00"
 
 
 def draw_moves(
     axes: Any,
     labels: Sequence[str],
     distances: Sequence[float],
-    are_unseen: Sequence[bool],
-    ways: Sequence[str],
+    have_moved: Sequence[bool],
+    notes: Iterable[str],
 ) -> Any:
     """Draws a bar for each row, as long as it moved far, with its neighbours beside it.
 
@@ -20,8 +20,8 @@ def draw_moves(
         axes: axes of matplotlib; new ones if `None`.
         labels: how each row is called.
         distances: how far each moved.
-        are_unseen: whether the data never holds it.
-        ways: what is written beside the bar of each.
+        have_moved: whether it moved at all, which another colour shows.
+        notes: what is written beside the bar of each.
 
     Returns:
         The axes.
@@ -32,12 +32,8 @@ def draw_moves(
     if axes is None:
         axes = _new_axes(len(labels))
     places = range(len(labels))
-    colours = [UNSEEN if is_unseen else MOVED for is_unseen in are_unseen]
+    colours = [MOVED if has_moved else UNMOVED for has_moved in have_moved]
     axes.barh(places, distances, color=colours, height=0.6)
-    notes = [
-        "never in the data" if is_unseen and not way else way
-        for is_unseen, way in zip(are_unseen, ways, strict=True)
-    ]
     for place, distance, note, colour in zip(places, distances, notes, colours, strict=True):
         axes.annotate(
             note,
@@ -50,8 +46,8 @@ def draw_moves(
         )
     axes.set_yticks(places, labels, parse_math=False)
     axes.invert_yaxis()
-    axes.margins(x=0.6 if any(notes) else 0.05)
-    axes.set_xlim(left=0)
+    # Room for the notes, which stand right of the bars.
+    axes.set_xlim(0, 2.2 * max([*distances, 1e-9]))
     axes.set_xlabel("distance from where the row began")
     axes.spines[["top", "right"]].set_visible(False)
     return axes

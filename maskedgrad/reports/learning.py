@@ -79,7 +79,7 @@ class RowReport:
     def plot(self, axes: Any = None) -> Any:
         """Draws how far rows moved, and from which neighbour to which.
 
-        Rows that the data never holds are told apart. Of more than 20 rows
+        Rows that did not move are told apart. Of more than 20 rows
         the 20 that moved most are drawn.
 
         Args:
@@ -93,9 +93,10 @@ class RowReport:
         """
         shown = by_distance(self.rows)[:MOST_BARS]
         labels = [shown_word(row.word, row.id) for row in shown]
-        ways = [" → ".join(filter(None, map(_near, (row.before, row.now)))) for row in shown]
         distances = [row.distance for row in shown]
-        return draw_moves(axes, labels, distances, [row.seen == 0 for row in shown], ways)
+        return draw_moves(
+            axes, labels, distances, [row.has_moved for row in shown], map(_way, shown)
+        )
 
     def __str__(self) -> str:
         return text_of(*self._grids())
@@ -292,6 +293,12 @@ def _notes(rows: Sequence[RowChange]) -> list[str]:
         ]
         notes += [f"{what}: {listed(of_kind)}"] if of_kind else []
     return notes
+
+
+def _way(row: RowChange) -> str:
+    if not row.has_moved:
+        return "never in the data" if row.seen == 0 else "did not move"
+    return " → ".join(filter(None, map(_near, (row.before, row.now))))
 
 
 def _near(found: Sequence[Neighbour]) -> str:
