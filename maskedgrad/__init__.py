@@ -4,11 +4,11 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from maskedgrad import callbacks, patches, rows, vectors
-from maskedgrad.counting import summary
+from maskedgrad import callbacks, patches, reports, rows, vectors
 from maskedgrad.masking import MaskedOptimizer, mask_gradients
 from maskedgrad.model import MaskedModel, MaskedTrainStep
 from maskedgrad.patches import RowPatch
+from maskedgrad.reports import nearest, row_report, summary
 from maskedgrad.rows import (
     AlongAxis,
     RowLearningRates,
@@ -24,6 +24,8 @@ from maskedgrad.vectors import (
     load_vectors,
     merge_two_tables,
     pretrained_embedding,
+    save_vectors,
+    write_projector,
 )
 from maskedgrad.version import __version__
 
@@ -48,12 +50,17 @@ __all__ = [
     "load_vectors",
     "mask_gradients",
     "merge_two_tables",
+    "nearest",
     "patches",
     "pretrained_embedding",
+    "reports",
     "row_ids",
+    "row_report",
     "rows",
+    "save_vectors",
     "summary",
     "vectors",
+    "write_projector",
 ]
 
 

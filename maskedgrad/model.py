@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 from typing_extensions import override
 
-from maskedgrad.counting import print_summary
 from maskedgrad.distribute.steps import MultiWorkerSteps
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_outermost
 from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.reports.counting import print_summary
 from maskedgrad.rows import RowLearningRates, TrainableRows
 
 

@@ -98,7 +98,7 @@ def test_distribute_knows_nothing_of_tables():
 
 
 # What is documented as `maskedgrad.x.y`. Each must be there after `import maskedgrad` alone.
-PUBLIC_ROOMS = {"callbacks", "patches", "rows", "testing", "vectors"}
+PUBLIC_ROOMS = {"callbacks", "patches", "reports", "rows", "testing", "vectors"}
 EXTRAS = {"gensim", "hypothesis", "safetensors"}  # Keras imports matplotlib and rich itself
 SEEN_BY_USERS = """
 import sys, maskedgrad

@@ -1,14 +1,16 @@
 """The summary counts what trains, and what the optimizer holds for it."""
 
+import io
 import math
 import re
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, MaskedTrainStep
-from maskedgrad.counting import count_parameters, readable_bytes, summary
+from maskedgrad.reports.counting import count_parameters, readable_bytes, summary
 from maskedgrad.testing import bits
 from tests.features import some_optimizer_classes
 
@@ -224,6 +226,61 @@ def test_it_prints_what_it_hands_to_print_fn(capsys):
     model.compile("adam", loss="mse", trainable_rows=rows)
     summary(model)
     assert capsys.readouterr().out == text_of(summary, model)
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written to it."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def printed_to_a_terminal(print_text, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("TERM", "xterm-256color")
+        patch.delenv("NO_COLOR", raising=False)
+        patch.setattr(sys, "stdout", Terminal())
+        print_text()
+        return sys.stdout.getvalue()
+
+
+def test_a_terminal_shows_the_table_in_the_colours_of_keras(monkeypatch):
+    model, rows = functional(MaskedModel)
+    model.compile("adam", loss="mse", trainable_rows=rows)
+    of_keras = printed_to_a_terminal(model_summary(model), monkeypatch)
+    ours = printed_to_a_terminal(model.summary, monkeypatch)
+    table, closing_of_keras = of_keras.split("\x1b[1m Total params: ")
+    assert "\x1b[38;5;34m" in table
+    assert closing_of_keras.count("params") == 2
+    (closing,) = re.findall(r"^ Total parameters(?s:.*)", ours, re.MULTILINE)
+    assert ours == table + closing
+    assert ours == printed_to_a_terminal(lambda: summary(model), monkeypatch)
+
+
+NOTEBOOK = """
+import keras, maskedgrad
+words = keras.layers.Embedding(20, 4, name="words")
+model = maskedgrad.MaskedModel(inputs := keras.Input((3,)), words(inputs))
+model.compile("adam", loss="mse", trainable_rows={words: [1]})
+model.summary()
+"""
+
+
+@pytest.mark.thorough
+def test_a_notebook_shows_the_table_in_the_colours_of_keras(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    nbclient.NotebookClient(notebook, timeout=300).execute(cwd=str(tmp_path))
+    outputs = notebook.cells[0].outputs
+    shown = [output.data["text/html"] for output in outputs if output.output_type == "display_data"]
+    name, table = shown
+    assert "masked_functional" in name
+    assert "color: #00af00" in table
+    (text,) = [output.text for output in outputs if output.get("name") == "stdout"]
+    assert text.startswith(" Total parameters: 80 (320.00 B)\n Trainable parameters: 4 (16.00 B)")
 
 
 def test_it_logs_where_keras_logs(capsys, caplog):

@@ -7,17 +7,23 @@ import numpy as np
 from typing_extensions import override
 
 from maskedgrad.callbacks.tables import FollowsRows
-from maskedgrad.masking.tables import read_rows
+from maskedgrad.masking.tables import bits, read_rows
+from maskedgrad.reports.learning import RowReport, report_of
+from maskedgrad.reports.printing import print_text
+from maskedgrad.reports.views import TableView, of_variable, overlaid
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 
+MOST_WITH_NEIGHBOURS = 1000
+
 
 class TrainableRowsMonitor(FollowsRows):
-    """Adds to the logs of each epoch how far the trainable rows have moved.
+    """Adds to the logs of each epoch how far the trainable rows have moved, and how many have not.
 
     Equivalent to `np.linalg.norm(table[ids] - before[ids], axis=1)`, its mean
     and its maximum, where `before` is the table when training began. For a
-    layer `words` they are called `words_moved` and `words_moved_max`. Where
+    layer `words` they are called `words_moved` and `words_moved_max`, and
+    `words_unmoved` is the number of rows that have kept every bit. Where
     two tables would share a name, the whole path is taken.
 
     History and the progress line show them, and so do callbacks that come
@@ -26,6 +32,11 @@ class TrainableRowsMonitor(FollowsRows):
     The distances are those of the rows that train at the end of the epoch.
     Only these are read, and one copy of each row that has trained is kept.
     Where the first batch builds the model, that step does not count.
+
+    Args:
+        vocabulary: the words of the table's rows, as for `row_report`. With
+            it the report is printed, or logged where Keras logs, when the
+            training ends; with neighbours, if at most 1,000 rows train.
 
     Raises:
         ValueError: the optimizer of the model masks nothing.
@@ -38,11 +49,12 @@ class TrainableRowsMonitor(FollowsRows):
     >>> history = model.fit(np.array([[0, 1, 2]]), np.ones((1, 3, 2)), verbose=0,
     ...                     callbacks=[callbacks.TrainableRowsMonitor()])
     >>> sorted(history.history)
-    ['loss', 'words_moved', 'words_moved_max']
+    ['loss', 'words_moved', 'words_moved_max', 'words_unmoved']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Any = None) -> None:
         super().__init__()
+        self._vocabulary = vocabulary
         self._masked: Sequence[MaskedTable] = []
         self._starts: list[_Start] = []
 
@@ -58,9 +70,38 @@ class TrainableRowsMonitor(FollowsRows):
             return
         names = log_names([table.path for table in self._masked])
         for name, start, table in zip(names, self._starts, self._masked, strict=False):
-            distances = start.distances(table.rows)
+            distances, have_moved = start.moves(table.rows)
             logs[f"{name}_moved"] = float(distances.mean())
             logs[f"{name}_moved_max"] = float(distances.max())
+            logs[f"{name}_unmoved"] = float((~have_moved).sum())
+
+    @override
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._vocabulary is not None and self._masked:
+            num_rows = sum(len(table.rows) for table in self._masked)
+            report = self.report(count=3 if num_rows <= MOST_WITH_NEIGHBOURS else 0)
+            print_text(f"{report}\n")
+
+    def report(self, data: Any = None, *, count: int = 3) -> RowReport:
+        """The rows that train now, and what became of them since the training began.
+
+        Equivalent to `row_report`, with the rows that this callback has kept
+        as `before`, and its vocabulary.
+
+        Args:
+            data: as for `row_report`.
+            count: as for `row_report`.
+
+        Raises:
+            RuntimeError: no training has begun.
+        """
+        if not self._masked:
+            raise RuntimeError(
+                "There is a report once a training has begun, since it is about what moved in "
+                "it. Received: a callback that no `fit` was given."
+            )
+        befores = [start.view() for start in self._starts]
+        return report_of(self._masked, befores, self._vocabulary, data, count)
 
     @override
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
@@ -89,12 +130,18 @@ class _Start:
         order = np.argsort(ids)
         self._ids, self._values = ids[order], values[order]
 
-    def distances(self, rows: Rows) -> np.ndarray:
-        """Returns how far each row has moved: float64 of shape `(K,)`."""
+    def view(self) -> TableView:
+        """The table as it was before these rows trained."""
+        values = self._values.reshape(len(self._ids), -1)
+        return overlaid(of_variable(self._table.variable, self._table.axis), self._ids, values)
+
+    def moves(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how far each row has moved, and whether one of its bits has changed."""
         before = self._values[np.searchsorted(self._ids, rows.ids)]
         after = read_rows(self._table.variable, rows.ids, self._table.axis)
         moves = after.astype(np.float64) - before.astype(np.float64)
-        return np.linalg.norm(moves.reshape(len(rows), -1), axis=1)
+        changed = (bits(after) != bits(before)).reshape(len(rows), -1)
+        return np.linalg.norm(moves.reshape(len(rows), -1), axis=1), changed.any(axis=1)
 
 
 def log_names(paths: Sequence[str]) -> list[str]:

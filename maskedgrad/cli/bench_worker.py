@@ -26,8 +26,8 @@ from maskedgrad.cli.bench_work import (
     work,
 )
 from maskedgrad.cli.recipes import RECIPES, Head, Ids, Recipe, StepTimes
-from maskedgrad.counting import state_bytes
 from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.reports.counting import state_bytes
 
 
 def main(arguments: list[str]) -> int:

@@ -39,8 +39,8 @@ from maskedgrad.cli.recipes import (
     StepTimes,
     frozen_change,
 )
-from maskedgrad.counting import count_parameters, state_bytes
 from maskedgrad.distribute.workers import is_chief
+from maskedgrad.reports.counting import count_parameters, state_bytes
 
 WAYS = ["table frozen", "table trainable", "two-layer recipe", "gradient times mask", "maskedgrad"]
 BATCH_SIZE = 32

@@ -27,7 +27,8 @@ from maskedgrad.patches.table import (
     check_fits,
     variable_at,
 )
-from maskedgrad.patches.words import by_path, check_anchors, moved
+from maskedgrad.patches.words import check_anchors, moved
+from maskedgrad.rows.vocabulary import by_path
 
 KERAS, WEIGHTS = ".keras", ".weights.h5"
 COPY_BYTES = 2**20

@@ -10,8 +10,8 @@ from maskedgrad.masking.tables import bits, same_bits
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.placement import Placement, check_bases, placements
 from maskedgrad.patches.table import TablePatch, frozen_digest
-from maskedgrad.patches.words import by_path
 from maskedgrad.rows.rows import Rows
+from maskedgrad.rows.vocabulary import by_path
 
 
 def merge_patches(

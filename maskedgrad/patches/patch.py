@@ -15,12 +15,14 @@ from maskedgrad.files import FilePath
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
+from maskedgrad.messages.grid import Grid, html_of, listed
 from maskedgrad.patches.file import checksum, read_patch_file, write_patch_file
 from maskedgrad.patches.placement import AppliedRowPatch, check_bases, placements, revert
 from maskedgrad.patches.table import TablePatch, check_finite, frozen_digest
-from maskedgrad.patches.words import by_path, with_words
+from maskedgrad.patches.words import with_words
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.vocabulary import by_path
 
 
 class RowPatch:
@@ -314,6 +316,21 @@ class RowPatch:
     def __repr__(self) -> str:
         rows = {path: table.rows for path, table in self.tables.items()}
         return f"RowPatch({rows})"
+
+    def _repr_html_(self) -> str:
+        columns = ["table", "rows", "of", "shape of a row", "dtype", "words"]
+        rows = [
+            (
+                path,
+                f"{len(table.rows):,}",
+                f"{table.rows.num_rows:,}",
+                str(table.values.shape[1:]),
+                table.dtype,
+                listed(table.words or []),
+            )
+            for path, table in self.tables.items()
+        ]
+        return html_of(Grid(f"Row patch {self.checksum[:12]}", columns, rows))
 
 
 def _check_can_be_patched(model: keras.Model, tables: list[MaskedTable]) -> None:

@@ -12,7 +12,7 @@ from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import SavedTable, find_saved
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TablePatch:
     """The trained rows of one table.
 
@@ -84,6 +84,12 @@ class TablePatch:
     def dtype(self) -> str:
         """The name of the dtype of the table."""
         return self.values.dtype.name
+
+    def __repr__(self) -> str:
+        return (
+            f"TablePatch({self.path!r}, {self.rows}, shape={self.values.shape}, "
+            f"dtype={self.dtype!r})"
+        )
 
 
 class InPlace(NamedTuple):

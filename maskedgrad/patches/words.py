@@ -2,37 +2,18 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
 import numpy as np
 
 from maskedgrad.masking.tables import read_rows
-from maskedgrad.messages import shorten
 from maskedgrad.patches.table import TablePatch, rows_in_place
 from maskedgrad.rows.rows import Rows
-from maskedgrad.rows.vocabulary import ids_by_word, sample
+from maskedgrad.rows.vocabulary import ids_by_word, ids_within, sample
 
 NUM_ANCHORS = 64
-
-
-def by_path(vocabulary: Any, paths: Sequence[str]) -> dict[str, Any]:
-    """The vocabulary of each table, by path, of one vocabulary or a mapping from path to them.
-
-    Raises:
-        ValueError: it is not said which table a vocabulary is of.
-    """
-    if vocabulary is None:
-        return {}
-    if isinstance(vocabulary, Mapping) and vocabulary and set(vocabulary) <= set(paths):
-        return dict(vocabulary)
-    if len(paths) != 1:
-        raise ValueError(
-            "`vocabulary` must be a mapping from the path of a table to its vocabulary where a "
-            f"patch has several tables, {list(paths)}. Received: {shorten(vocabulary)}"
-        )
-    return {paths[0]: vocabulary}
 
 
 def with_words(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> TablePatch:
@@ -42,7 +23,7 @@ def with_words(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> 
         ValueError: a row has no word, or the vocabulary knows more ids than
             the table has rows.
     """
-    id_of = _ids_within(vocabulary, patch.rows.num_rows, patch.path)
+    id_of = ids_within(vocabulary, patch.rows.num_rows, f"the table {patch.path!r}")
     word_of = {id_: word for word, id_ in id_of.items()}
     nameless = [id_ for id_ in patch.ids.tolist() if id_ not in word_of]
     if nameless:
@@ -75,7 +56,7 @@ def moved(patch: TablePatch, num_rows: int, vocabulary: Any) -> TablePatch:
             "Received: one without. It knows them if it was made by "
             "`RowPatch.from_model(model, vocabulary=...)`."
         )
-    id_of = _ids_within(vocabulary, num_rows, patch.path)
+    id_of = ids_within(vocabulary, num_rows, f"the table {patch.path!r}")
     absent = [word for word in patch.words if word not in id_of]
     if absent:
         raise ValueError(
@@ -123,17 +104,6 @@ def check_anchors(
             "this table, in its order? To apply the patch over other vectors all the same: "
             "strict=False."
         )
-
-
-def _ids_within(vocabulary: Any, num_rows: int, path: str) -> dict[str, int]:
-    id_of = ids_by_word(vocabulary)
-    size = max(id_of.values(), default=-1) + 1
-    if size > num_rows:
-        raise ValueError(
-            f"`vocabulary` must fit the table {path!r}, which has {num_rows} rows. "
-            f"Received: a vocabulary of {size} ids"
-        )
-    return id_of
 
 
 def _digests(rows: np.ndarray) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskedgrad.messages import capitalized, shorten
+from maskedgrad.messages.grid import Grid, cut, html_of
 from maskedgrad.rows.text import (
     Runs,
     range_from_text,
@@ -185,10 +186,11 @@ class Rows:
         return hash((self._num_rows, self.ids.tobytes()))
 
     def __repr__(self) -> str:
-        text = self._runs().text()
-        if len(text) > 40:
-            text = f"{text[:37]}..."
-        return f"Rows({text!r}, num_rows={self._num_rows})"
+        return f"Rows({cut(self._runs().text())!r}, num_rows={self._num_rows})"
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self):,} of {self._num_rows:,} rows"
+        return html_of(Grid(title, notes=[cut(self._runs().text())]))
 
 
 class _IdsOrMask(Protocol):

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from maskedgrad.messages import shorten
+
 LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
 
 
@@ -83,6 +85,41 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
         "`StringLookup`, `IntegerLookup` or `TextVectorization`, or a tokenizer. "
         f"Received: {type(vocabulary).__name__}."
     )
+
+
+def ids_within(vocabulary: Any, num_rows: int, what: str) -> dict[str, int]:
+    """A vocabulary as a dict from word to id, if it fits a table of `num_rows` rows.
+
+    Raises:
+        ValueError: it knows more ids than the table, which messages call
+            `what`, has rows.
+    """
+    id_of = ids_by_word(vocabulary)
+    size = max(id_of.values(), default=-1) + 1
+    if size > num_rows:
+        raise ValueError(
+            f"`vocabulary` must fit {what}, which has {num_rows} rows. "
+            f"Received: a vocabulary of {size} ids"
+        )
+    return id_of
+
+
+def by_path(vocabulary: Any, paths: Sequence[str]) -> dict[str, Any]:
+    """The vocabulary of each table, by path, of one vocabulary or a mapping from path to them.
+
+    Raises:
+        ValueError: it is not said which table a vocabulary is of.
+    """
+    if vocabulary is None:
+        return {}
+    if isinstance(vocabulary, Mapping) and vocabulary and set(vocabulary) <= set(paths):
+        return dict(vocabulary)
+    if len(paths) != 1:
+        raise ValueError(
+            "`vocabulary` must be a mapping from the path of a table to its vocabulary where there "
+            f"are several tables, {list(paths)}. Received: {shorten(vocabulary)}"
+        )
+    return {paths[0]: vocabulary}
 
 
 def check_words(words: Any, what: str = "`words`") -> Sequence[str]:

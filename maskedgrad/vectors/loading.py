@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskedgrad.messages import shorten
+from maskedgrad.messages.grid import Grid, html_of, text_of
 from maskedgrad.rows.vocabulary import check_words, ids_by_word, sample
 from maskedgrad.vectors.found import SourceVectors
 from maskedgrad.vectors.initial_values import CHUNK, check_initializer, first_values
@@ -20,7 +21,7 @@ SUBWORDS = "subwords"
 is_padding_token = re.compile(r"[\[<({|_]*pad(ding)?[\]>)}|_]*", re.IGNORECASE).fullmatch
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VectorReport:
     """What `load_vectors` found, and what it did not.
 
@@ -70,17 +71,35 @@ class VectorReport:
     """The same, each word weighed by its count; `None` if no counts were given."""
 
     def __str__(self) -> str:
-        num_words = len(self.found) + len(self.found_as) + len(self.missing)
+        return text_of(self._grid())
+
+    def __repr__(self) -> str:
+        return f"VectorReport({self._num_found} of {self._num_words} words have a vector)"
+
+    def _repr_html_(self) -> str:
+        return html_of(self._grid())
+
+    @property
+    def _num_found(self) -> int:
+        return len(self.found) + len(self.found_as)
+
+    @property
+    def _num_words(self) -> int:
+        return self._num_found + len(self.missing)
+
+    def _grid(self) -> Grid:
         tokens = "" if self.token_coverage is None else f", {self.token_coverage:.1%} of the tokens"
-        lines = [
-            f"{num_words - len(self.missing)} of {num_words} words have a vector "
-            f"({self.type_coverage:.1%} of the words{tokens})",
-            f"  under another spelling: {len(self.found_as)}",
-            f"  missing: {sample(list(self.missing))}",
-            f"  skipped: {len(self.not_finite)} not finite, {len(self.repeated)} repeated, "
+        title = (
+            f"{self._num_found} of {self._num_words} words have a vector "
+            f"({self.type_coverage:.1%} of the words{tokens})"
+        )
+        notes = [
+            f"under another spelling: {len(self.found_as)}",
+            f"missing: {sample(list(self.missing))}",
+            f"skipped: {len(self.not_finite)} not finite, {len(self.repeated)} repeated, "
             f"{self.num_undecodable} not UTF-8",
         ]
-        return "\n".join(lines)
+        return Grid(title, notes=notes)
 
 
 def load_vectors(

@@ -14,6 +14,7 @@ import numpy as np
 
 from maskedgrad.files import check_no_folder
 from maskedgrad.vectors import binary, fasttext, text
+from maskedgrad.vectors.arrays import is_array_with_words, read_array
 from maskedgrad.vectors.found import (
     CHUNK,
     LONGEST_RECORD,
@@ -32,7 +33,8 @@ NO_SUBWORDS = (
 OTHER_FILES = {
     rb"\x93NUMPY": (
         "it is a NumPy array, which holds no words. `dict(zip(words, numpy.load(path)))` is a "
-        "source"
+        "source, and so is the file with its words beside it, a word a line: `name.vocab.txt` for "
+        "`name.npy`"
     ),
     rb"\x80[\x02-\x05]": (
         "it is a Python pickle, as gensim's `save` writes. What "
@@ -43,7 +45,9 @@ OTHER_FILES = {
     rb"SQLite format 3": "it is an SQLite database, and not a file of vectors and words",
     rb"PAR1": "it is a Parquet file. A mapping from word to vector is a source",
     rb".{7}\0\{\"": (
-        "it is a safetensors file, which holds no words. `dict(zip(words, matrix))` is a source"
+        "it is a safetensors file, which holds no words. `dict(zip(words, matrix))` is a source, "
+        "and so is the file with its words beside it, a word a line: `name.vocab.txt` for "
+        "`name.safetensors`"
     ),
     rb"(?i)\s*(<!doctype html|<html[ >][^0-9]|<\?xml )": (
         "it is a web page, perhaps that of a failed download. Get the file anew"
@@ -100,6 +104,10 @@ def _read_file(
 ) -> SourceVectors:
     check_no_folder(path, "the path of a file of vectors")
     try:
+        if is_array_with_words(path):
+            if words_from_subwords is not None:
+                raise ValueError(NO_SUBWORDS.format("a file that holds whole words"))
+            return read_array(path, slot_of, num_slots)
         with unpacked(path) as content:
             return _read_content(content, slot_of, num_slots, words_from_subwords)
     except (ValueError, MemoryError) as error:

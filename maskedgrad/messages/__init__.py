@@ -1,4 +1,4 @@
-"""How error messages show values."""
+"""How values are shown: in error messages, in a terminal and in a notebook."""
 
 from typing import Any
 

@@ -1,9 +1,7 @@
 """Counting what trains: parameters, rows, and the memory of the optimizer."""
 
 import functools
-import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
+from maskedgrad.reports.printing import print_text, print_with_closing, without_closing
 from maskedgrad.rows.targets import MaskedTable, describe
 
 
@@ -23,8 +22,7 @@ def summary(model: keras.Model, **options: Any) -> None:
 
     Args:
         model: a `keras.Model`.
-        **options: as for `keras.Model.summary`. Keras prints in colours where
-            it prints to a terminal; this prints plain text.
+        **options: as for `keras.Model.summary`.
 
     Raises:
         TypeError: `model` is no `keras.Model`.
@@ -63,11 +61,13 @@ def print_summary(
     if masked_optimizer_in(getattr(model, "optimizer", None)) is None:
         print_keras_summary(print_fn=print_fn, **options)
         return
+    closing = "".join(_closing_lines(count_parameters(model), model.built))
+    if print_fn is None and keras.config.is_interactive_logging_enabled():
+        print_with_closing(functools.partial(print_keras_summary, **options), closing)
+        return
     parts: list[str] = []
     print_keras_summary(print_fn=parts.append, **options)
-    closing = _closing_lines(count_parameters(model), model.built)
-    text = "".join([_without_closing("".join(parts)), *closing])
-    (print_fn or _print)(text)
+    (print_fn or print_text)(without_closing("".join(parts)) + closing)
 
 
 class Size(NamedTuple):
@@ -235,11 +235,6 @@ def _unique(variables: Iterable[Any]) -> Iterator[Any]:
     return iter({id(variable): variable for variable in variables}.values())
 
 
-def _without_closing(text: str) -> str:
-    # Keras ends with four lines, of which this is the first.
-    return re.split(r"^ Total params: ", text, flags=re.MULTILINE)[0]
-
-
 def _closing_lines(count: ParameterCount, is_built: bool) -> list[str]:
     lines = [f"Total parameters: {_text(count.total)}"]
     lines.append(f"Trainable parameters: {_text(count.trainable)}")
@@ -267,10 +262,3 @@ def _memory_text(memory: OptimizerMemory | None) -> str:
 
 def _text(size: Size) -> str:
     return f"{size.parameters:,} ({readable_bytes(size.bytes)})"
-
-
-def _print(text: str) -> None:
-    if keras.config.is_interactive_logging_enabled():
-        print(text, end="")
-    else:
-        logging.getLogger("absl").info(text)
