@@ -25,8 +25,14 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 
-# Docstrings put code into single backticks, as Markdown does.
-default_role = "code"
+# Docstrings put code into single backticks, as Markdown does. What is a name there is a link.
+default_role = "py:obj"
+# Neither Keras nor TensorFlow publishes an inventory, so the names that pages use are listed here.
+# A page is built without a network.
+intersphinx_mapping = {
+    "keras": ("https://keras.io/api", "inventories/keras.inv"),
+    "tensorflow": ("https://www.tensorflow.org/api_docs/python", "inventories/tensorflow.inv"),
+}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 

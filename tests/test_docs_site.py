@@ -74,7 +74,7 @@ def blocks(page):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("page", ["tutorial.md", "why_zeroing_is_not_enough.md"])
+@pytest.mark.parametrize("page", ["faq.md", "tutorial.md", "why_zeroing_is_not_enough.md"])
 def test_a_page_shows_what_it_prints(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     skip_if_lacking((DOCS / page).read_text())

@@ -148,8 +148,9 @@ def _named(target: Any) -> Named:
         case str():
             return Named(target, target, 0)
     raise TypeError(
-        "A target must be a layer or the path of a variable. "
-        f"Received: {describe(target)}. A variable is named by its path: `variable.path`."
+        "A target must be a layer of Keras 3 or the path of a variable. "
+        f"Received: {describe(target)}. A variable is named by its path: `variable.path`. "
+        "Layers of `tf_keras` and of PyTorch have a counterpart in `keras.layers`."
     )
 
 
