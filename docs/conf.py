@@ -34,6 +34,7 @@ intersphinx_mapping = {
     "tensorflow": ("https://www.tensorflow.org/api_docs/python", "inventories/tensorflow.inv"),
 }
 autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings say types and shapes
 napoleon_numpy_docstring = False
 
 html_theme = "furo"

@@ -1,9 +1,11 @@
 """The site builds without a warning, is whole, and needs nothing from elsewhere."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import io
+import json
 import re
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import maskedgrad
 from tests.features import skip_if_lacking
 
 DOCS = Path(__file__).parent.parent / "docs"
-SITE_EXTRA = ("sphinx", "myst_parser", "furo")
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+SITE_EXTRA = ("furo", "keras_hub", "matplotlib", "myst_nb", "sphinx", "sphinx_copybutton")
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,7 @@ def site(tmp_path_factory):
     if missing:
         pytest.skip(f"the site needs the extra `docs`, of which is missing: {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("site")
+    # This runs the notebooks, and fails where one fails.
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", DOCS, folder]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -33,7 +37,43 @@ def site(tmp_path_factory):
 
 @pytest.mark.processes
 def test_every_page_is_built(site):
-    assert {page.stem for page in DOCS.glob("*.md")} <= {page.stem for page in site.glob("*.html")}
+    pages = [*DOCS.glob("*.md"), *NOTEBOOKS]
+    assert all((site / page.relative_to(DOCS)).with_suffix(".html").exists() for page in pages)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_notebook_is_shown_with_what_it_prints(site, notebook):
+    """Printed while the site is built, and nothing that warns."""
+    shown = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
+    assert shown.count('class="cell_output') >= 3
+    assert "output stderr" not in shown
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_notebook_is_kept_without_outputs(notebook):
+    """What was printed by another version, or on another machine, would be taken for true."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
+
+
+@pytest.mark.processes
+def test_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site):
+    page = (site / "api.html").read_text("utf-8")
+    assert f"maskedgrad {importlib.metadata.version('maskedgrad')}" in page
+    assert "copybutton.js" in page
+    links = re.findall(r'href="(_modules/[^"#]*)', page)
+    assert "_modules/maskedgrad/masking/optimizer.html" in links
+    assert all((site / link).exists() for link in links)
+
+
+@pytest.mark.processes
+def test_names_of_keras_and_tensorflow_are_links(site):
+    page = (site / "api.html").read_text("utf-8")
+    assert 'href="https://keras.io/api/models/model/#keras.Model"' in page
+    assert 'href="https://www.tensorflow.org/api_docs/python/tf/IndexedSlices#' in page
 
 
 @pytest.mark.processes
