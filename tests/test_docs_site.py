@@ -22,12 +22,10 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 SITE_EXTRA = ("furo", "keras_hub", "matplotlib", "myst_nb", "sphinx", "sphinx_copybutton")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def built_site(folder):
     missing = [name for name in SITE_EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the site needs the extra `docs`, of which is missing: {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("site")
     # This runs the notebooks, and fails where one fails.
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", DOCS, folder]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -36,18 +34,52 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.processes
-def test_every_page_is_built(site):
+def test_the_site_is_built_and_whole(tmp_path):
+    """One test, so that workers of pytest do not build it twice."""
+    site = built_site(tmp_path)
+    assert_every_page_is_built(site)
+    assert_notebooks_are_shown_with_what_they_print(site)
+    assert_a_page_loads_nothing_from_elsewhere(site)
+    assert_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site)
+    assert_names_of_keras_and_tensorflow_are_links(site)
+
+
+def assert_every_page_is_built(site):
     pages = [*DOCS.glob("*.md"), *NOTEBOOKS]
     assert all((site / page.relative_to(DOCS)).with_suffix(".html").exists() for page in pages)
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
-def test_a_notebook_is_shown_with_what_it_prints(site, notebook):
+def assert_notebooks_are_shown_with_what_they_print(site):
     """Printed while the site is built, and nothing that warns."""
-    shown = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
-    assert shown.count('class="cell_output') >= 3
-    assert "output stderr" not in shown
+    for notebook in NOTEBOOKS:
+        shown = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
+        assert shown.count('class="cell_output') >= 3
+        assert "output stderr" not in shown
+
+
+def assert_a_page_loads_nothing_from_elsewhere(site):
+    """No script, style, font or picture of another host: what a browser fetches by itself."""
+    for page in site.glob("**/*.html"):
+        tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text("utf-8"))
+        assert not [tag for tag in tags if re.search(r"""(?:src|href)=["']?(?:\w+:)?//""", tag)]
+    for style in site.glob("**/*.css"):
+        remote = r"""(?:url\(|@import)\s*["']?(?:https?:)?//"""
+        assert not re.search(remote, style.read_text("utf-8"))
+
+
+def assert_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site):
+    page = (site / "api.html").read_text("utf-8")
+    assert f"maskedgrad {importlib.metadata.version('maskedgrad')}" in page
+    assert "copybutton.js" in page
+    links = re.findall(r'href="(_modules/[^"#]*)', page)
+    assert "_modules/maskedgrad/masking/optimizer.html" in links
+    assert all((site / link).exists() for link in links)
+
+
+def assert_names_of_keras_and_tensorflow_are_links(site):
+    page = (site / "api.html").read_text("utf-8")
+    assert 'href="https://keras.io/api/models/model/#keras.Model"' in page
+    assert 'href="https://www.tensorflow.org/api_docs/python/tf/IndexedSlices#' in page
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
@@ -57,34 +89,6 @@ def test_a_notebook_is_kept_without_outputs(notebook):
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert code
     assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
-
-
-@pytest.mark.processes
-def test_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site):
-    page = (site / "api.html").read_text("utf-8")
-    assert f"maskedgrad {importlib.metadata.version('maskedgrad')}" in page
-    assert "copybutton.js" in page
-    links = re.findall(r'href="(_modules/[^"#]*)', page)
-    assert "_modules/maskedgrad/masking/optimizer.html" in links
-    assert all((site / link).exists() for link in links)
-
-
-@pytest.mark.processes
-def test_names_of_keras_and_tensorflow_are_links(site):
-    page = (site / "api.html").read_text("utf-8")
-    assert 'href="https://keras.io/api/models/model/#keras.Model"' in page
-    assert 'href="https://www.tensorflow.org/api_docs/python/tf/IndexedSlices#' in page
-
-
-@pytest.mark.processes
-def test_a_page_loads_nothing_from_elsewhere(site):
-    """No script, style, font or picture of another host: what a browser fetches by itself."""
-    for page in site.glob("**/*.html"):
-        tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text("utf-8"))
-        assert not [tag for tag in tags if re.search(r"""(?:src|href)=["']?(?:\w+:)?//""", tag)]
-    for style in site.glob("**/*.css"):
-        remote = r"""(?:url\(|@import)\s*["']?(?:https?:)?//"""
-        assert not re.search(remote, style.read_text("utf-8"))
 
 
 def documented_names():
