@@ -21,7 +21,7 @@ myst_heading_anchors = 3
 
 # Notebooks are kept without outputs: what the site shows is what they print while it is built.
 nb_execution_mode = "force"
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # in a warning, of which `-W` makes an error
 nb_execution_timeout = 300
 nb_merge_streams = True
 
