@@ -8,17 +8,37 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 project = "maskedgrad"
 release = importlib.metadata.version(project)
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",  # Markdown too
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 
-# Docstrings put code into single backticks, as Markdown does.
-default_role = "code"
+# Notebooks are kept without outputs: what the site shows is what they print while it is built.
+nb_execution_mode = "force"
+nb_execution_show_tb = True  # in a warning, of which `-W` makes an error
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+# Docstrings put code into single backticks, as Markdown does. What is a name there is a link.
+default_role = "py:obj"
+# Neither Keras nor TensorFlow publishes an inventory, so the names that pages use are listed here.
+# A page is built without a network.
+intersphinx_mapping = {
+    "keras": ("https://keras.io/api", "inventories/keras.inv"),
+    "tensorflow": ("https://www.tensorflow.org/api_docs/python", "inventories/tensorflow.inv"),
+}
 autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # docstrings say types and shapes
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
-html_title = project
+html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_favicon = "_static/logo.svg"
 html_css_files = ["site.css"]

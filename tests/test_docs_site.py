@@ -1,9 +1,11 @@
 """The site builds without a warning, is whole, and needs nothing from elsewhere."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import io
+import json
 import re
 import subprocess
 import sys
@@ -16,15 +18,15 @@ import maskedgrad
 from tests.features import skip_if_lacking
 
 DOCS = Path(__file__).parent.parent / "docs"
-SITE_EXTRA = ("sphinx", "myst_parser", "furo")
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+SITE_EXTRA = ("furo", "keras_hub", "matplotlib", "myst_nb", "sphinx", "sphinx_copybutton")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def built_site(folder):
     missing = [name for name in SITE_EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"the site needs the extra `docs`, of which is missing: {', '.join(missing)}")
-    folder = tmp_path_factory.mktemp("site")
+    # This runs the notebooks, and fails where one fails.
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", DOCS, folder]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -32,12 +34,30 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.processes
-def test_every_page_is_built(site):
-    assert {page.stem for page in DOCS.glob("*.md")} <= {page.stem for page in site.glob("*.html")}
+def test_the_site_is_built_and_whole(tmp_path):
+    """One test, so that workers of pytest do not build it twice."""
+    site = built_site(tmp_path)
+    assert_every_page_is_built(site)
+    assert_notebooks_are_shown_with_what_they_print(site)
+    assert_a_page_loads_nothing_from_elsewhere(site)
+    assert_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site)
+    assert_names_of_keras_and_tensorflow_are_links(site)
 
 
-@pytest.mark.processes
-def test_a_page_loads_nothing_from_elsewhere(site):
+def assert_every_page_is_built(site):
+    pages = [*DOCS.glob("*.md"), *NOTEBOOKS]
+    assert all((site / page.relative_to(DOCS)).with_suffix(".html").exists() for page in pages)
+
+
+def assert_notebooks_are_shown_with_what_they_print(site):
+    """Printed while the site is built, and nothing that warns."""
+    for notebook in NOTEBOOKS:
+        shown = (site / "notebooks" / f"{notebook.stem}.html").read_text("utf-8")
+        assert shown.count('class="cell_output') >= 3
+        assert "output stderr" not in shown
+
+
+def assert_a_page_loads_nothing_from_elsewhere(site):
     """No script, style, font or picture of another host: what a browser fetches by itself."""
     for page in site.glob("**/*.html"):
         tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text("utf-8"))
@@ -45,6 +65,30 @@ def test_a_page_loads_nothing_from_elsewhere(site):
     for style in site.glob("**/*.css"):
         remote = r"""(?:url\(|@import)\s*["']?(?:https?:)?//"""
         assert not re.search(remote, style.read_text("utf-8"))
+
+
+def assert_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site):
+    page = (site / "api.html").read_text("utf-8")
+    assert f"maskedgrad {importlib.metadata.version('maskedgrad')}" in page
+    assert "copybutton.js" in page
+    links = re.findall(r'href="(_modules/[^"#]*)', page)
+    assert "_modules/maskedgrad/masking/optimizer.html" in links
+    assert all((site / link).exists() for link in links)
+
+
+def assert_names_of_keras_and_tensorflow_are_links(site):
+    page = (site / "api.html").read_text("utf-8")
+    assert 'href="https://keras.io/api/models/model/#keras.Model"' in page
+    assert 'href="https://www.tensorflow.org/api_docs/python/tf/IndexedSlices#' in page
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_notebook_is_kept_without_outputs(notebook):
+    """What was printed by another version, or on another machine, would be taken for true."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
 
 
 def documented_names():
@@ -74,7 +118,9 @@ def blocks(page):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("page", ["tutorial.md", "what_learned.md", "why_zeroing_is_not_enough.md"])
+@pytest.mark.parametrize(
+    "page", ["faq.md", "tutorial.md", "what_learned.md", "why_zeroing_is_not_enough.md"]
+)
 def test_a_page_shows_what_it_prints(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     skip_if_lacking((DOCS / page).read_text())
@@ -83,3 +129,13 @@ def test_a_page_shows_what_it_prints(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, page, "exec"), names)  # noqa: S102
         assert printed.getvalue() == shown
+
+
+def test_the_page_quotes_what_is_said_of_a_layer_of_tf_keras():
+    """Of any object that is no layer of Keras 3, since tests do not install `tf_keras`."""
+    with pytest.raises(TypeError) as raised:
+        maskedgrad.MaskedOptimizer("sgd", {object(): [1]})
+    before, _, after = str(raised.value).partition(repr(object())[:16])
+    page = " ".join((DOCS / "faq.md").read_text("utf-8").split())
+    assert before in page
+    assert after.partition(">")[2] in page

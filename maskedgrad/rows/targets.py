@@ -149,7 +149,7 @@ def _named(target: Any) -> Named:
         case str():
             return Named(target, target, 0)
     raise TypeError(
-        "A target must be a layer or the path of a variable. "
+        "A target must be a layer of Keras 3 or the path of a variable. "
         f"Received: {describe(target)}. {_advice_for(target)}"
     )
 
