@@ -86,15 +86,20 @@ def test_no_request_sees_a_torn_row_while_patches_switch(tmp_path, num_switches)
 
     def look_up(seed):
         names = random.Random(seed)  # noqa: S311 -- no secret
-        while not is_done.is_set():
-            name = names.choice(["1", "2", "3", "4", None])
-            with registry.use(name) as served:
-                assert numbers_seen(served) == {float(name or 0)}
-            next(num_lookups)
+        try:
+            while not is_done.is_set():
+                name = names.choice(["1", "2", "3", "4", None])
+                with registry.use(name) as served:
+                    assert numbers_seen(served) == {float(name or 0)}
+                next(num_lookups)
+        finally:
+            is_done.set()
 
     def switch():
         try:
             for turn in range(num_switches):
+                if is_done.is_set():
+                    return  # a thread has seen what it must not see
                 name = "12"[turn % 2]  # so that each turn is a switch at least
                 with registry.use(name) as served:
                     assert numbers_seen(served) == {float(name)}
