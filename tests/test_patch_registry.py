@@ -81,12 +81,13 @@ def test_no_request_sees_a_torn_row_while_patches_switch(tmp_path, num_switches)
     for number in range(1, 5):
         patch_of(number).save(tmp_path / f"{number}")
     registry = PatchRegistry(model, {str(number): tmp_path / f"{number}" for number in range(1, 5)})
-    is_done = threading.Event()
+    is_done, all_are_there = threading.Event(), threading.Barrier(5, timeout=60)
     num_lookups = itertools.count()
 
     def look_up(seed):
         names = random.Random(seed)  # noqa: S311 -- no secret
         try:
+            all_are_there.wait()
             while not is_done.is_set():
                 name = names.choice(["1", "2", "3", "4", None])
                 with registry.use(name) as served:
@@ -97,6 +98,7 @@ def test_no_request_sees_a_torn_row_while_patches_switch(tmp_path, num_switches)
 
     def switch():
         try:
+            all_are_there.wait()
             for turn in range(num_switches):
                 if is_done.is_set():
                     return  # a thread has seen what it must not see
