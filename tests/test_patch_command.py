@@ -232,6 +232,19 @@ def towers():
     return keras.Model(inputs, tables[0](inputs) + tables[1](inputs))
 
 
+def inner_and_outer():
+    """A table in a model within the model, and one beside it, of one path."""
+    inputs = keras.Input((4,), dtype="int32")
+    tables = [
+        keras.layers.Embedding(NUM_ROWS, WIDTH, weights=[MATRIX], name="words") for _ in range(2)
+    ]
+    inner = keras.Model(inputs, tables[0](inputs), name="inner")
+    outer = keras.Input((4,), dtype="int32")
+    model = keras.Model(outer, inner(outer) + tables[1](outer))
+    assert [variable.path for variable in model.weights] == [PATH] * 2
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -241,8 +254,9 @@ def towers():
         (lambda: classifier([3], MATRIX[:, :2]), "shape and dtype"),
         (lambda: built(TableModel(MATRIX.astype("float16"))), "shape and dtype"),
         (towers, "one variable of the path"),
+        (inner_and_outer, "one table that can be 'words/embeddings'"),
     ],
-    ids=["one bit of a frozen row", "name", "rows", "width", "dtype", "two of one name"],
+    ids=["one bit of a frozen row", "name", "rows", "width", "dtype", "towers", "inner and outer"],
 )
 def test_a_file_that_does_not_fit_is_refused_and_nothing_is_written(
     tmp_path, capsys, make, message

@@ -81,20 +81,27 @@ def test_no_request_sees_a_torn_row_while_patches_switch(tmp_path, num_switches)
     for number in range(1, 5):
         patch_of(number).save(tmp_path / f"{number}")
     registry = PatchRegistry(model, {str(number): tmp_path / f"{number}" for number in range(1, 5)})
-    is_done = threading.Event()
+    is_done, all_are_there = threading.Event(), threading.Barrier(5, timeout=60)
     num_lookups = itertools.count()
 
     def look_up(seed):
         names = random.Random(seed)  # noqa: S311 -- no secret
-        while not is_done.is_set():
-            name = names.choice(["1", "2", "3", "4", None])
-            with registry.use(name) as served:
-                assert numbers_seen(served) == {float(name or 0)}
-            next(num_lookups)
+        try:
+            all_are_there.wait()
+            while not is_done.is_set():
+                name = names.choice(["1", "2", "3", "4", None])
+                with registry.use(name) as served:
+                    assert numbers_seen(served) == {float(name or 0)}
+                next(num_lookups)
+        finally:
+            is_done.set()
 
     def switch():
         try:
+            all_are_there.wait()
             for turn in range(num_switches):
+                if is_done.is_set():
+                    return  # a thread has seen what it must not see
                 name = "12"[turn % 2]  # so that each turn is a switch at least
                 with registry.use(name) as served:
                     assert numbers_seen(served) == {float(name)}

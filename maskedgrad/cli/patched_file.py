@@ -230,6 +230,14 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
         # A link to another file leads nowhere: HDF5 is given the content of this one, and no path.
         found = [each for name, group in layers(file) for each in _of_layer(name, group, patch)]
     stored = variable_at(patch.path, found)
+    # In a model `inner/words` may have the path `words/embeddings`, as `words` has: Keras leaves
+    # out the name of a functional model around a layer, and a file does not.
+    alike = [each.path for each in found if f"/{each.path}".endswith(f"/{patch.path}")]
+    if len(alike) > 1:
+        raise ValueError(
+            f"The file must have one table that can be {patch.path!r} in a model. "
+            f"Received: {str(source)!r} with {alike}. Load the model, and apply the patch there."
+        )
     with _reading(source):
         return saved_table(stored.path, stored.dataset)
 
