@@ -31,6 +31,7 @@ from maskedgrad.files import write_together
 from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.testing import assert_same_bits
+from tests.test_fuzz import fasttext_model
 
 MATRIX = np.random.default_rng(0).normal(size=(7, 3)).astype("float32")
 PATH, MODULES = "words/embeddings", {"words/embeddings": "embed_tokens"}
@@ -383,6 +384,20 @@ def test_archives_that_zipfile_does_not_read_are_refused(tmp_path):
         (tmp_path / "vectors.zip").write_bytes(content)
         with pytest.raises(ValueError, match=r"vectors\.zip' cannot be read"):
             load_vectors(tmp_path / "vectors.zip", ["", "cat"])
+
+
+def test_parts_of_any_length_end_with_the_word(tmp_path):
+    whole = bytearray(fasttext_model({"cat": MATRIX[0]}))
+    # Of `Args::save` the 11th and the 12th number: the lengths of parts. One bucket for all.
+    whole[4 * 10 : 4 * 13] = struct.pack("<3i", 1, 3, 2**31 - 1)
+    rows = MATRIX[:2].tobytes()
+    matrix = whole.index(struct.pack("<?2q", False, 1, 3))
+    whole[matrix : matrix + 17 + 12] = struct.pack("<?2q", False, 2, 3) + rows
+    (tmp_path / "model.bin").write_bytes(whole)
+    vector = load_vectors(tmp_path / "model.bin", ["", "cat"])[0][1]
+    num_parts = 3 + 2 + 1  # of the five letters of "<cat>"
+    mean = (MATRIX[0].astype(float) + num_parts * MATRIX[1]) / (1 + num_parts)
+    np.testing.assert_allclose(vector, mean, rtol=1e-6)
 
 
 # Tables that are told apart
