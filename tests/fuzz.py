@@ -32,6 +32,10 @@ def fuzzers() -> dict[str, object]:
     }
 
 
+def stop(*_: object) -> None:
+    raise TimeoutError(f"a case takes more than {MOST_SECONDS} seconds")
+
+
 def run(test, num_cases: int, seed: list[int]) -> None:
     """Runs a test on so many cases."""
     random, cases = np.random.default_rng(seed), 0
@@ -49,6 +53,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(fuzzers()))
     options = parser.parse_args()
     tests = fuzzers()
+    signal.signal(signal.SIGALRM, stop)
     with test_fuzz.bounded_memory(MOST_MEMORY):
         for name in options.names or tests:
             start = time.process_time()

@@ -31,6 +31,7 @@ from maskedgrad.files import write_together
 from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.testing import assert_same_bits
+from tests.test_fuzz import fasttext_model
 
 MATRIX = np.random.default_rng(0).normal(size=(7, 3)).astype("float32")
 PATH, MODULES = "words/embeddings", {"words/embeddings": "embed_tokens"}
@@ -272,26 +273,32 @@ def saved_model(folder, change=lambda file: None, **members: bytes) -> tuple[Pat
     return model, source
 
 
-def with_links(link):
+def instead_of_the_table(put):
+    """Puts something in the place of the table, which is moved to where nobody looks for it."""
+
     def change(file):
+        with h5py.File("elsewhere.h5", "w") as other:
+            other["table"] = MATRIX
+        Path("numbers").write_bytes(MATRIX.tobytes())
         variables = file["layers/embedding/vars"]
-        del variables["0"]
-        variables["0"] = link
+        file.move("layers/embedding/vars/0", "table")
+        put(variables)
 
     return change
 
 
-def with_numbers_elsewhere(file):
-    variables = file["layers/embedding/vars"]
-    del variables["0"]
-    variables.create_dataset("0", (7, 3), "f4", external=[("/etc/hostname", 0, 84)])
+def a_link_to(link):
+    return instead_of_the_table(lambda variables: variables.__setitem__("0", link))
 
 
-def with_a_virtual_table(file):
+def numbers_of_a_file(variables):
+    variables.create_dataset("0", (7, 3), "f4", external=[("numbers", 0, 84)])
+
+
+def a_view_of_a_file(variables):
     layout = h5py.VirtualLayout((7, 3), "f4")
-    layout[:] = h5py.VirtualSource("/etc/hostname", "table", (7, 3))
-    del file["layers/embedding/vars/0"]
-    file["layers/embedding/vars"].create_virtual_dataset("0", layout)
+    layout[:] = h5py.VirtualSource("elsewhere.h5", "table", (7, 3))
+    variables.create_virtual_dataset("0", layout)
 
 
 def with_as_many_groups_as_can_be(file):
@@ -312,21 +319,21 @@ def with_a_link_to_a_group(file):
 
 
 HOSTILE = {
-    "a soft link": with_links(h5py.SoftLink("/optimizer/vars/0")),
-    "a soft link to nowhere": with_links(h5py.SoftLink("/nowhere")),
-    "another file": with_links(h5py.ExternalLink("/etc/hostname", "/table")),
-    "numbers in another file": with_numbers_elsewhere,
-    "numbers of another file": with_a_virtual_table,
-    "more groups than can be visited": with_as_many_groups_as_can_be,
-    "a group in itself": with_a_group_in_itself,
-    "a link to a group": with_a_link_to_a_group,
+    "a soft link": (a_link_to(h5py.SoftLink("/table")), "'0' .* is a link"),
+    "another file": (a_link_to(h5py.ExternalLink("elsewhere.h5", "/table")), "'0' .* is a link"),
+    "numbers of a file": (instead_of_the_table(numbers_of_a_file), "are in another file"),
+    "a view of a file": (instead_of_the_table(a_view_of_a_file), "are in another file"),
+    "more groups than can be": (with_as_many_groups_as_can_be, "is in more than one place"),
+    "a group in itself": (with_a_group_in_itself, "is in more than one place"),
+    "a link to a group": (with_a_link_to_a_group, "'more' .* is a link"),
 }
 
 
-@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_links_in_a_file_of_weights_are_refused(tmp_path, change):
+@pytest.mark.parametrize(("change", "why"), HOSTILE.values(), ids=HOSTILE)
+def test_links_in_a_file_of_weights_are_refused(tmp_path, monkeypatch, change, why):
+    monkeypatch.chdir(tmp_path)
     model, source = saved_model(tmp_path, change)
-    with pytest.raises(ValueError, match=r"Expected a model as .*model\.keras"):
+    with pytest.raises(ValueError, match=rf"Expected a model as .*model\.keras.*{why}"):
         compare_files(model, source)
 
 
@@ -377,6 +384,20 @@ def test_archives_that_zipfile_does_not_read_are_refused(tmp_path):
         (tmp_path / "vectors.zip").write_bytes(content)
         with pytest.raises(ValueError, match=r"vectors\.zip' cannot be read"):
             load_vectors(tmp_path / "vectors.zip", ["", "cat"])
+
+
+def test_parts_of_any_length_end_with_the_word(tmp_path):
+    whole = bytearray(fasttext_model({"cat": MATRIX[0]}))
+    # Of `Args::save` the 11th and the 12th number: the lengths of parts. One bucket for all.
+    whole[4 * 10 : 4 * 13] = struct.pack("<3i", 1, 3, 2**31 - 1)
+    rows = MATRIX[:2].tobytes()
+    matrix = whole.index(struct.pack("<?2q", False, 1, 3))
+    whole[matrix : matrix + 17 + 12] = struct.pack("<?2q", False, 2, 3) + rows
+    (tmp_path / "model.bin").write_bytes(whole)
+    vector = load_vectors(tmp_path / "model.bin", ["", "cat"])[0][1]
+    num_parts = 3 + 2 + 1  # of the five letters of "<cat>"
+    mean = (MATRIX[0].astype(float) + num_parts * MATRIX[1]) / (1 + num_parts)
+    np.testing.assert_allclose(vector, mean, rtol=1e-6)
 
 
 # Tables that are told apart

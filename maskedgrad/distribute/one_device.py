@@ -20,7 +20,11 @@ def apply_alone(optimizer: Any, gradients: Sequence[Any], variables: Sequence[An
     """
     replica = tf.distribute.get_replica_context()
     of_keras = types.MethodType(keras.optimizers.Optimizer.apply, optimizer)
-    if replica is None or tf.distribute.has_strategy() or optimizer.apply != of_keras:
+    is_alone = replica is not None and not tf.distribute.has_strategy()
+    held = [variable.value for variable in optimizer.variables]
+    # What was made under a strategy, and is used outside of it, needs the context of a replica.
+    is_spread = any(isinstance(value, tf.distribute.DistributedValues) for value in held)
+    if not is_alone or is_spread or optimizer.apply != of_keras:
         optimizer.apply(gradients, variables)
         return
     replica.merge_call(lambda _: optimizer.apply(gradients, variables))

@@ -41,9 +41,11 @@ class _Model(NamedTuple):
         return [
             self.num_words + _hash(marked[start:stop].encode()) % self.bucket
             for start in range(len(marked))
-            for stop in range(start + max(1, self.shortest), start + self.longest + 1)
-            if stop <= len(marked)
-            and not (stop == start + 1 and (start == 0 or stop == len(marked)))
+            # A damaged file may say that parts are of thousands of millions of letters.
+            for stop in range(
+                start + max(1, self.shortest), min(start + self.longest, len(marked)) + 1
+            )
+            if not (stop == start + 1 and (start == 0 or stop == len(marked)))
         ]
 
 
