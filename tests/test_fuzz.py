@@ -39,6 +39,7 @@ from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.rows.saved import decode_row_learning_rates, decode_trainable_rows
 from maskedgrad.testing import assert_same_bits
+from maskedgrad.vectors.arrays import words_beside
 
 PATH = "words/embeddings"
 MODULES = {PATH: "model.embed_tokens"}
@@ -423,6 +424,7 @@ def vector_files() -> dict[str, bytes]:
     binary = header + b"".join(
         word.encode() + b" " + row.tobytes() + b"\n" for word, row in rows.items()
     )
+    vectors = np.stack(list(rows.values()))
     return {
         "glove.txt": text,
         "fasttext.vec": header + text,
@@ -430,6 +432,8 @@ def vector_files() -> dict[str, bytes]:
         "glove.txt.gz": gzip.compress(text, mtime=0),
         "word2vec.bin.gz": gzip.compress(binary, mtime=0),
         "fasttext.bin": fasttext_model(rows),
+        "words.npy": written("words.npy", lambda path: np.save(path, vectors)),
+        "words.safetensors": save({"embeddings": vectors}),
     }
 
 
@@ -449,6 +453,8 @@ def test_vectors(name, folder, data):
         )
     )
     path.write_bytes(content)
+    if name.startswith("words."):
+        words_beside(path).write_text("\n".join([*WORDS[1:], ""]))
     with contextlib.suppress(ValueError):
         matrix, _ = load_vectors(path, WORDS, "zeros")
         assert np.isfinite(matrix).all()
