@@ -42,6 +42,7 @@ from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.rows.saved import decode_row_learning_rates, decode_trainable_rows
 from maskedgrad.testing import assert_same_bits
+from maskedgrad.vectors.arrays import words_beside
 
 PATH = "words/embeddings"
 MODULES = {PATH: "model.embed_tokens"}
@@ -445,6 +446,7 @@ def vector_files() -> dict[str, bytes]:
     binary = header + b"".join(
         word.encode() + b" " + row.tobytes() + b"\n" for word, row in rows.items()
     )
+    vectors = np.stack(list(rows.values()))
     return {
         "glove.txt": text,
         "fasttext.vec": header + text,
@@ -455,6 +457,8 @@ def vector_files() -> dict[str, bytes]:
         "glove.txt.xz": lzma.compress(text),
         "glove.txt.zip": zipped(text),
         "fasttext.bin": fasttext_model(rows),
+        "words.npy": written("words.npy", lambda path: np.save(path, vectors)),
+        "words.safetensors": save({"embeddings": vectors}),
     }
 
 
@@ -493,6 +497,8 @@ def of_vectors(name: str):
         whole, path = VECTOR_FILES[name], in_folder(name)
         within = changed_bytes(unpack(whole)).map(packed)
         path.write_bytes(data.draw(st.one_of(changed_bytes(whole), within)))
+        if name.startswith("words."):
+            words_beside(path).write_text("\n".join([*WORDS[1:], ""]))
         with contextlib.suppress(ValueError):
             matrix, _ = load_vectors(path, WORDS, "zeros")
             assert np.isfinite(matrix).all()
@@ -509,6 +515,8 @@ test_word2vec_binary_in_gzip = of_vectors("word2vec.bin.gz")
 test_glove_text_in_bz2 = of_vectors("glove.txt.bz2")
 test_glove_text_in_xz = of_vectors("glove.txt.xz")
 test_glove_text_in_zip = of_vectors("glove.txt.zip")
+test_an_array_of_vectors = of_vectors("words.npy")
+test_safetensors_of_vectors = of_vectors("words.safetensors")
 
 
 class Kept(keras.callbacks.Callback):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from maskedgrad.counting import count_parameters
 
 from maskedgrad import (
     MaskedModel,
@@ -18,7 +19,6 @@ from maskedgrad import (
     summary,
 )
 from maskedgrad.cli.saved_tables import matrix_file
-from maskedgrad.counting import count_parameters
 from maskedgrad.patches.table import TablePatch
 
 VECTORS = {"cat": [1.0, 2.0], "dog": [3.0, 4.0]}

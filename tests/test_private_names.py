@@ -347,7 +347,8 @@ OF_PYTHON = {
     *dir(types.ModuleType),
     *dir(types.FunctionType),
     *dir(builtins),
-    *("__contains__", "__file__", "__getitem__", "__main__", "__path__", "__signature__"),
+    *("__contains__", "__file__", "__getitem__", "__iter__", "__len__", "__main__", "__path__"),
+    "__signature__",
     *("_asdict", "_fields", "_make", "_replace"),
 }
 HIDDEN_MODULES = "keras.src", "tensorflow.python"

@@ -14,6 +14,7 @@ from maskedgrad.rows.vocabulary import ids_within, row_ids
 
 MOST_QUERIES = 1024
 MOST_SHOWN = 5
+DIGITS = 7
 
 
 class Neighbour(NamedTuple):
@@ -86,7 +87,8 @@ def nearest(
     in float64, without that array or a copy of the table: some megabytes of
     rows are read at a time. A row is no neighbour of itself. A row of zeros or
     with a number that is not finite has no direction, so it is no neighbour and
-    has none. Rows of one similarity, to float32, are in the order of their ids.
+    has none. Cosines are rounded to 7 digits after the point, and rows of equal
+    ones are in the order of their ids.
 
     Args:
         table: a layer with one table, a model whose optimizer masks one table,
@@ -248,7 +250,8 @@ def _merged(
     best: list[tuple[int, float]], ids: np.ndarray, cosines: np.ndarray, count: int
 ) -> list[tuple[int, float]]:
     """The best of what was found before and of other rows; of equal ones, those of lower ids."""
-    rounded = np.clip(cosines, -1, 1).astype(np.float32).tolist()
+    # So that equal rows are equally near, in whatever order their products are added.
+    rounded = np.round(np.clip(cosines, -1, 1), DIGITS).tolist()
     found = [pair for pair in zip(ids.tolist(), rounded, strict=True) if pair[1] == pair[1]]
     # A sort is stable, so that what was found first stays before its equals.
     return sorted([*best, *found], key=lambda near: -near[1])[:count]

@@ -76,7 +76,12 @@ def _head(path: Path) -> bytes:
 
 
 def _npy(path: Path) -> Any:
-    matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        matrix = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy does not say what it raises for damaged files
+        raise ValueError(f"it is no array as `numpy.save` writes it ({error})") from error
     if matrix.dtype.kind != "f":
         raise ValueError(f"it is an array of {matrix.dtype}. Expected floats")
     return matrix
