@@ -9,7 +9,7 @@ from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import ids_by_word, sample
 from maskedgrad.vectors.copies import Remade, copied
-from maskedgrad.vectors.extension import table_of
+from maskedgrad.vectors.extension import centers, check_descriptions, table_of
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 from maskedgrad.vectors.lookups import num_reserved, seen_lookups_of, with_words
 from maskedgrad.vectors.tokenizers import tokenizers_in
@@ -77,6 +77,7 @@ def change_vocabulary(
             f"old_vocabulary={sample(list(old_ids))}, new_vocabulary={sample(list(new_ids))}"
         )
     added = sorted((word for word in new_ids if word not in old_ids), key=new_ids.__getitem__)
+    check_descriptions(initializer, added, num_rows)
     places = np.array([new_ids[word] for word in added], dtype=np.int64)
     source = np.array([old_ids[word] for word in kept])
     target = np.array([new_ids[word] for word in kept])
@@ -89,7 +90,8 @@ def change_vocabulary(
         new[: min(size, num_rows)] = rows[:size]
         new[target] = rows[source]
         if added:
-            drawn = first_values(initializer, added, rows, source, noise=noise, seed=seed)
+            start = centers(initializer, rows)
+            drawn = first_values(start, added, rows, source, noise=noise, seed=seed)
             new[places] = drawn.astype(old.dtype)
         return new.reshape(-1, *old.shape[1:])
 
