@@ -759,7 +759,7 @@ def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(kind, num_oo
 @pytest.mark.parametrize("initializer", [{"x": [V]}, {"x": []}, {"cat": [0]}, {"x": ["cat"]}])
 def test_what_describes_no_new_word_of_another_vocabulary_is_refused(initializer):
     old = ["cat", *(f"w{row}" for row in range(1, V))]
-    with pytest.raises((ValueError, TypeError), match="[Rr]ow|describe"):
+    with pytest.raises((ValueError, TypeError), match=r"[Rr]ow|describe"):
         change_vocabulary(embedding(np.ones((V, D))), old, [*old, "x"], initializer)
 
 
@@ -801,6 +801,58 @@ def test_a_config_that_holds_the_words_gets_the_new_ones():
     assert larger.words == ["cat", "dog", *NEW]
     assert larger.lookup(tf.constant(NEW)).numpy().tolist() == new.ids.tolist() == [3, 4]
     assert (bits(larger(text).numpy()) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("new", ["dca", "db+ca", "dabc", "a"])
+@pytest.mark.parametrize("kind", ["words in its config", "lookups both ways", "adapted again"])
+def test_every_lookup_of_a_model_moves_with_the_rows(kind, new):
+    """No word is left with the row of another."""
+    if kind == "words in its config":
+        model = OfWords(list("abcd"))
+        model(tf.constant([["a"]]))
+    else:
+        inputs = keras.Input((1,), dtype="string")
+        there, back = (
+            keras.layers.StringLookup(vocabulary=list("abcd"), invert=invert) for invert in (0, 1)
+        )
+        table = keras.layers.Embedding(5, D)
+        model = keras.Model(inputs, [table(there(inputs)), back(there(inputs))])
+    text = tf.constant([[word] for word in new if word != "+"])
+    expected = keras.tree.flatten(model(text))
+    if kind == "adapted again":
+        there.set_vocabulary(list(new))
+    moved, _ = change_vocabulary(model, ["[UNK]", *"abcd"], ["[UNK]", *new])
+    for before, after in zip(expected, keras.tree.flatten(moved(text)), strict=True):
+        assert before.numpy().tolist() == after.numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("between", "new", "message"),
+    [
+        (lambda ids: ids + 1, ["[UNK]", "b", "a"], "cannot be seen.*`set_vocabulary` or `adapt`"),
+        (lambda ids: keras.ops.minimum(ids, 2), ["[UNK]", "b", "a"], "cannot be seen"),
+        (lambda ids: ids, {"[UNK]": 0, "b": 1, "a": 3}, "must follow each other"),
+    ],
+)
+def test_a_lookup_that_cannot_move_with_the_rows_is_refused(between, new, message):
+    inputs = keras.Input((1,), dtype="string")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    model = keras.Model(inputs, keras.layers.Embedding(4, D)(between(lookup(inputs))))
+    with pytest.raises(ValueError, match=message):
+        change_vocabulary(model, ["[UNK]", "a", "b"], new)
+
+
+def test_words_are_of_the_type_that_the_lookup_knows():
+    def model(lookup, dtype):
+        inputs = keras.Input((1,), dtype=dtype)
+        return keras.Model(inputs, keras.layers.Embedding(4, D)(lookup(inputs)))
+
+    integers = model(keras.layers.IntegerLookup(vocabulary=[7, 8, 9]), "int64")
+    assert extend(integers, [np.int64(42), "43"])[0].layers[1](42).numpy() == 4
+    with pytest.raises(TypeError, match="knows strings only"):
+        extend(model(keras.layers.StringLookup(vocabulary=["a", "b", "c"]), "string"), [42])
+    with pytest.raises(TypeError, match="must be strings"):
+        extend(embedding(np.ones((4, D))), [42], vocabulary=list("abcd"))
 
 
 def test_a_tokenizer_that_takes_no_tokens_is_refused():

@@ -22,9 +22,9 @@ def row_ids(words: Sequence[str], vocabulary: Any) -> npt.NDArray[np.int64]:
     Args:
         words: a sequence of strings, K of them.
         vocabulary: a list or tuple of words in the order of their ids, such as
-            `get_vocabulary()` of a lookup; a mapping from word to id; a `keras.layers.StringLookup`,
-            `IntegerLookup` or `TextVectorization` that holds its words; or a
-            tokenizer of Hugging Face or keras_hub.
+            `get_vocabulary()` of a lookup; a mapping from word to id; a
+            `keras.layers.StringLookup`, `IntegerLookup` or `TextVectorization`
+            that holds its words; or a tokenizer of Hugging Face or keras_hub.
 
     Returns:
         An int64 array of shape `(K,)`, in the order of `words`.

@@ -165,7 +165,9 @@ def checked_table(layer: Any) -> Any:
 
 
 def _check_new_words(words: Any) -> None:
-    if not isinstance(words, (list, tuple)) or not all(isinstance(w, (str, int)) for w in words):
+    if not isinstance(words, (list, tuple)) or not all(
+        isinstance(w, (str, int, np.integer)) for w in words
+    ):
         raise TypeError(
             f"`words` must be a list or tuple of strings. Received: {sample(words)}. "
             "A single word goes in a list: `[word]`."

@@ -11,7 +11,15 @@ from maskedgrad.rows.vocabulary import ids_by_word, sample
 from maskedgrad.vectors.copies import Remade, copied
 from maskedgrad.vectors.extension import centers, check_descriptions, table_of
 from maskedgrad.vectors.initial_values import check_initializer, first_values
-from maskedgrad.vectors.lookups import num_reserved, seen_lookups_of, with_words
+from maskedgrad.vectors.layers import layers_in
+from maskedgrad.vectors.lookups import (
+    is_inverse,
+    lookups_beside,
+    num_reserved,
+    seen_lookups_of,
+    unclear_lookups_of,
+    with_words,
+)
 from maskedgrad.vectors.tokenizers import tokenizers_in
 from maskedgrad.vectors.vocabularies import check_fits
 
@@ -31,8 +39,10 @@ def change_vocabulary(
     The row of each word moves, bit for bit, to the id that the new vocabulary
     gives the word. Words that are new to it start from `initializer`, as in
     `extend`; rows of words that it lacks are left out. What is given stays as
-    it is, and the copy is not compiled. A lookup of the model that is seen to
-    give the table its ids has the new vocabulary in the copy.
+    it is, and the copy is not compiled. The lookup of the model that gives the
+    table its ids has the new vocabulary in the copy, and so has one that turns
+    ids back into words. An output that is not tied, such as a `Dense` layer of
+    V units, stays in the old order.
 
     Args:
         model_or_layer: as for `extend`.
@@ -102,14 +112,32 @@ def change_vocabulary(
 def _with_new_words(
     model: Any, table: Any, old_ids: dict[str, int], new_ids: dict[str, int]
 ) -> dict[int, Any]:
-    """The lookups of the model that give the table its ids, with the new words in their place."""
+    """The lookups of the model that have the words of the table, with the new ones in their place.
+
+    Raises:
+        ValueError: a lookup gives the table other ids, or gives them in a way
+            that is not seen through and has the old words.
+    """
     if tokenizers_in(model):
         raise ValueError(
             "A tokenizer of a model is not exchanged. Received: a model with a tokenizer. Give "
             f"the backbone that holds {describe(table)}, and make the task anew around it."
         )
+    within = [
+        each for each in lookups_beside(model, table) if ids_by_word(each) in (old_ids, new_ids)
+    ]
+    found = seen_lookups_of(model, table) or within
+    unclear = [e for e in unclear_lookups_of(model, table) if ids_by_word(e) != new_ids]
+    if not found and unclear:
+        raise ValueError(
+            f"It cannot be seen which row of {describe(table)} a word of {describe(unclear[0])} "
+            "has, so it must have the new words already, by `set_vocabulary` or `adapt`. "
+            f"Received: a model where it has {sample(list(ids_by_word(unclear[0])))}"
+        )
+    inverses = [each for each in layers_in(model) if is_inverse(each)]
+    found = found + [each for each in inverses if ids_by_word(each) == old_ids]
     instead = {}
-    for lookup in seen_lookups_of(model, table):
+    for lookup in found:
         known = ids_by_word(lookup)
         if known not in (old_ids, new_ids):
             raise ValueError(
@@ -125,5 +153,11 @@ def _with_new_words(
             )
         own = words[len(set(reserved)) :]
         is_number = not isinstance(lookup.get_vocabulary()[-1], str)
-        instead[id(lookup)] = with_words(lookup, list(map(int, own)) if is_number else own)
+        new = with_words(lookup, list(map(int, own)) if is_number else own)
+        if ids_by_word(new) != new_ids:
+            raise ValueError(
+                f"The ids of `new_vocabulary` must follow each other, as {describe(lookup)} counts "
+                f"its words. Received: ids {sorted(new_ids.values())[:5]} and so on"
+            )
+        instead[id(lookup)] = new
     return instead
