@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows, change_vocabulary
+from maskedgrad.rows.vocabulary import ids_by_word
 from maskedgrad.testing import bits
 from maskedgrad.vectors.extension import extend
 from maskedgrad.vectors.merging import merge_two_tables
@@ -211,6 +212,26 @@ def test_a_function_gives_the_new_rows():
     larger, _ = extend(layer, ["<city>", "<cities>"], initializer)
     table = larger.get_weights()[0]
     assert (bits(table[V:]) == bits(table[[0, 2]])).all()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[3, 1, 1, 1], np.array([3, 1, 1, 1], "uint8"), (1, 1), Rows([1, 4], V), slice(1, 4), range(3)],
+    ids=repr,
+)
+@pytest.mark.parametrize("how", ["extend", "change_vocabulary"])
+def test_the_rows_that_describe_a_word_may_repeat_and_be_of_any_form(how, rows):
+    table = np.random.default_rng(0).normal(size=(V, D)).astype("float32")
+    old = [f"w{row}" for row in range(V)]
+    if how == "extend":
+        larger, _ = extend(embedding(table), ["<city>"], {"<city>": rows})
+    else:
+        larger, _ = change_vocabulary(embedding(table), old, [*old, "<city>"], {"<city>": rows})
+    chosen = rows.ids if isinstance(rows, Rows) else rows
+    chosen = list(chosen) if isinstance(chosen, range) else chosen
+    described_by = table[chosen if isinstance(chosen, slice) else np.array(chosen)]
+    expected = described_by.mean(axis=0, dtype="float64").astype("float32")
+    assert (bits(larger.get_weights()[0][V]) == bits(expected)).all()
 
 
 def test_the_seed_makes_drawn_rows_the_same():
@@ -713,6 +734,35 @@ def test_a_lookup_that_was_adapted_again_gets_its_rows_back():
     assert new.ids.tolist() == [moved.layers[1].get_vocabulary().index("yak")]
 
 
+@pytest.mark.parametrize("num_oov", [0, 1, 2, 4])
+@pytest.mark.parametrize("kind", ["strings", "integers"])
+def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(kind, num_oov):
+    lookup_class, words = {
+        "strings": (keras.layers.StringLookup, ["cat", "dog", "cow"]),
+        "integers": (keras.layers.IntegerLookup, [7, 5, 9]),
+    }[kind]
+    lookup = lookup_class(num_oov_indices=num_oov, vocabulary=words)
+    inputs = keras.Input((1,), dtype="string" if kind == "strings" else "int64")
+    table = keras.layers.Embedding(lookup.vocabulary_size(), D, name="words")
+    model = keras.Model(inputs, table(lookup(inputs)))
+    old = lookup.get_vocabulary()
+    assert ids_by_word(old) == ids_by_word(lookup)
+    values = tf.constant([[word] for word in words])
+    expected = model(values).numpy()
+    again = lookup_class(num_oov_indices=num_oov, vocabulary=words[::-1])
+    for new in (again, again.get_vocabulary()):
+        moved, _ = change_vocabulary(model, old, new)
+        assert moved.layers[1].get_vocabulary() == again.get_vocabulary()
+        assert (bits(moved(values).numpy()) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("initializer", [{"x": [V]}, {"x": []}, {"cat": [0]}, {"x": ["cat"]}])
+def test_what_describes_no_new_word_of_another_vocabulary_is_refused(initializer):
+    old = ["cat", *(f"w{row}" for row in range(1, V))]
+    with pytest.raises((ValueError, TypeError), match=r"[Rr]ow|describe"):
+        change_vocabulary(embedding(np.ones((V, D))), old, [*old, "x"], initializer)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -751,6 +801,58 @@ def test_a_config_that_holds_the_words_gets_the_new_ones():
     assert larger.words == ["cat", "dog", *NEW]
     assert larger.lookup(tf.constant(NEW)).numpy().tolist() == new.ids.tolist() == [3, 4]
     assert (bits(larger(text).numpy()) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("new", ["dca", "db+ca", "dabc", "a"])
+@pytest.mark.parametrize("kind", ["words in its config", "lookups both ways", "adapted again"])
+def test_every_lookup_of_a_model_moves_with_the_rows(kind, new):
+    """No word is left with the row of another."""
+    if kind == "words in its config":
+        model = OfWords(list("abcd"))
+        model(tf.constant([["a"]]))
+    else:
+        inputs = keras.Input((1,), dtype="string")
+        there, back = (
+            keras.layers.StringLookup(vocabulary=list("abcd"), invert=invert) for invert in (0, 1)
+        )
+        table = keras.layers.Embedding(5, D)
+        model = keras.Model(inputs, [table(there(inputs)), back(there(inputs))])
+    text = tf.constant([[word] for word in new if word != "+"])
+    expected = keras.tree.flatten(model(text))
+    if kind == "adapted again":
+        there.set_vocabulary(list(new))
+    moved, _ = change_vocabulary(model, ["[UNK]", *"abcd"], ["[UNK]", *new])
+    for before, after in zip(expected, keras.tree.flatten(moved(text)), strict=True):
+        assert before.numpy().tolist() == after.numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("between", "new", "message"),
+    [
+        (lambda ids: ids + 1, ["[UNK]", "b", "a"], "cannot be seen.*`set_vocabulary` or `adapt`"),
+        (lambda ids: keras.ops.minimum(ids, 2), ["[UNK]", "b", "a"], "cannot be seen"),
+        (lambda ids: ids, {"[UNK]": 0, "b": 1, "a": 3}, "must follow each other"),
+    ],
+)
+def test_a_lookup_that_cannot_move_with_the_rows_is_refused(between, new, message):
+    inputs = keras.Input((1,), dtype="string")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    model = keras.Model(inputs, keras.layers.Embedding(4, D)(between(lookup(inputs))))
+    with pytest.raises(ValueError, match=message):
+        change_vocabulary(model, ["[UNK]", "a", "b"], new)
+
+
+def test_words_are_of_the_type_that_the_lookup_knows():
+    def model(lookup, dtype):
+        inputs = keras.Input((1,), dtype=dtype)
+        return keras.Model(inputs, keras.layers.Embedding(4, D)(lookup(inputs)))
+
+    integers = model(keras.layers.IntegerLookup(vocabulary=[7, 8, 9]), "int64")
+    assert extend(integers, [np.int64(42), "43"])[0].layers[1](42).numpy() == 4
+    with pytest.raises(TypeError, match="knows strings only"):
+        extend(model(keras.layers.StringLookup(vocabulary=["a", "b", "c"]), "string"), [42])
+    with pytest.raises(TypeError, match="must be strings"):
+        extend(embedding(np.ones((4, D))), [42], vocabulary=list("abcd"))
 
 
 def test_a_tokenizer_that_takes_no_tokens_is_refused():

@@ -174,6 +174,8 @@ def refusal(tmp_path, content: bytes, vocabulary=("", "the", "cat"), name="vecto
         (b"<<<<<<< HEAD\n" + GLOVE, "line 1, '<<<<<<< HEAD', .* conflict of versions"),
         (GLOVE + b"=======\ncat 1 2\n>>>>>>> 9b45\n", "line 3, '=======', .* conflict"),
         (VEC.replace(b"cat", b"<<<<<<< cat\ncat"), "line 3, .*conflict"),
+        (b"||||||| base\n" + GLOVE, "line 1, .* conflict"),
+        (b"%PDF-1.4 and so on", "line 1, .* must be a word and its numbers"),
         (GLOVE + b"dog 1\n", "line 3, 'dog 1', must be a word and 2 numbers"),
         (GLOVE + b"dog\n", "line 3, 'dog', must be a word and 2 numbers"),
         (GLOVE + b"New York 1\n", "line 3, 'New York 1', must be a word and 2 numbers"),
@@ -195,7 +197,9 @@ def refusal(tmp_path, content: bytes, vocabulary=("", "the", "cat"), name="vecto
         (GLOVE.replace(b" ", b","), "line 1, .* It has commas"),
         (GLOVE.replace(b".", b","), "line 1, .* It has commas"),
         (GLOVE.replace(b"the ", b"the\t").replace(b"cat ", b"cat\t"), "none of .* A tab is read"),
-        (b" " + GLOVE.replace(b"\n", b"\n ")[:-1], "it begins with ' the', ' cat'"),
+        (GLOVE.replace(b" ", b", "), "none of .* A comma is read as part of a word"),
+        (b" " + GLOVE.replace(b"\n", b"\n ")[:-1], "line 1, ' the .*than 'the', has a space too"),
+        (VEC.replace(b"cat ", b"cat  "), "line 3, 'cat  .*than 'cat', has a space too many"),
         (GLOVE.replace(b"\n", b"\r"), "line 1, .* carriage return"),
         (GLOVE[:-1], "last line, line 2, has no end, .*'cat -1.0 2.0'"),
         (b"dog 0.5 0.5\n", r"none of the words .*\['the', 'cat'\].* begins with 'dog'.*lower"),
@@ -237,6 +241,13 @@ def test_a_byte_order_mark_may_be_of_the_first_word(tmp_path):
     assert load(tmp_path, content)[0].tolist() == ROWS
     assert load(tmp_path, content, ["", "\ufeffthe", "cat"])[0].tolist() == ROWS
     assert load(tmp_path, b"\xef\xbb\xbf" + VEC)[0].tolist() == ROWS
+
+
+@pytest.mark.parametrize("word", ["<html>", "<html", '{"', "{", "%PDF", "BZh9", "PK", "1", "|||"])
+def test_a_file_may_begin_with_any_word(word, tmp_path):
+    matrix, report = load(tmp_path, f"{word} 0.5 1.5\n".encode() + GLOVE, ["", word, "the"])
+    assert matrix.tolist() == [[0.0, 0.0], [0.5, 1.5], [0.5, 1.5]]
+    assert report.missing == ()
 
 
 def test_words_of_another_encoding_are_counted(tmp_path):
@@ -301,7 +312,13 @@ def tar(content: bytes) -> bytes:
         (b"SQLite format 3\0" + bytes(range(99)), "SQLite"),
         (b"PAR1\x15\x04" + bytes(99), "Parquet"),
         (struct.pack("<q", 60) + b'{"table":{"dtype":"F32"}}', "safetensors"),
+        (struct.pack("<q", 60) + b'{ "table": {"dtype":"F32"}}', "safetensors"),
         (b"<!DOCTYPE html>\n<html><body>404</body></html>\n", "web page"),
+        (b"<html>\n<body>404</body></html>\n", "web page"),
+        (b'{"the": [0.5, 1.5]}', "it is JSON"),
+        (b'{\n  "the" : [\n    0.5,\n', "it is JSON"),
+        (bytes(1000), "Expected text, or word2vec binary"),
+        (zipped(b"", b"", names=("a/data.pkl", "a/version")), "PyTorch"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n", "Git LFS"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "Unpack it first"),
         (b"\x28\xb5\x2f\xfd" + bytes(range(50)), "Unpack it first"),

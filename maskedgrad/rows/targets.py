@@ -257,12 +257,14 @@ def _check_one_length(name: Named, variables: Sequence[keras.Variable]) -> None:
 
 
 def _check_axis_is_said(name: Named, variables: Sequence[keras.Variable]) -> None:
-    """Raises a `ValueError` if a path stands for a transposed table, and no axis was given."""
+    """Raises a `ValueError` if a path stands for a transposed table, and no axis of its own."""
     turned = [v for v in variables if v.name == "reverse_embeddings"]
-    if turned and isinstance(name.given, str):
+    is_said = isinstance(name.given, AlongAxis) or name.axis
+    if turned and (not is_said or len(turned) < len(variables)):
         raise ValueError(
             f"It must be said along which axis the rows of {turned[0].path!r} lie, since it is a "
-            f"table turned round, of shape {tuple(turned[0].shape)}. Received: {name.given!r}. "
+            f"table turned round, of shape {tuple(turned[0].shape)}. "
+            f"Received: {describe(name.given)}. "
             f"The tokens are `AlongAxis({turned[0].path!r}, 1)`; name the table beside it by "
             "its own path."
         )

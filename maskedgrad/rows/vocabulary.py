@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from maskedgrad.messages import shorten
 
+# What lookups of Keras list for what they do not know, once for each row that they keep for it.
+UNKNOWN = "[UNK]", "-1"
 LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
 
 
@@ -21,10 +23,10 @@ def row_ids(words: Sequence[str], vocabulary: Any) -> npt.NDArray[np.int64]:
 
     Args:
         words: a sequence of strings, K of them.
-        vocabulary: a list or tuple of words in the order of their ids; a
-            mapping from word to id; a `keras.layers.StringLookup`,
-            `IntegerLookup` or `TextVectorization` that holds its words; or a
-            tokenizer of Hugging Face or keras_hub.
+        vocabulary: a list or tuple of words in the order of their ids, such as
+            `get_vocabulary()` of a lookup; a mapping from word to id; a
+            `keras.layers.StringLookup`, `IntegerLookup` or `TextVectorization`
+            that holds its words; or a tokenizer of Hugging Face or keras_hub.
 
     Returns:
         An int64 array of shape `(K,)`, in the order of `words`.
@@ -71,15 +73,7 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
     if isinstance(vocabulary, Mapping):
         return _checked_ids(vocabulary)
     if isinstance(vocabulary, (list, tuple)):
-        check_words(vocabulary, "The words of a vocabulary")
-        id_of = {word: row for row, word in enumerate(vocabulary)}
-        if len(id_of) != len(vocabulary):
-            repeated = [word for row, word in enumerate(vocabulary) if id_of[word] != row]
-            raise ValueError(
-                "The words of a vocabulary must not be repeated, because each names one row. "
-                f"Received more than once: {sample(repeated)}. Remove the repetitions."
-            )
-        return id_of
+        return _ids_of_list(vocabulary)
     raise TypeError(
         "A vocabulary must be a list or tuple of words, a mapping from word to id, a "
         "`StringLookup`, `IntegerLookup` or `TextVectorization`, or a tokenizer. "
@@ -139,6 +133,23 @@ def sample(words: Any) -> str:
         return text if len(text) <= 200 else f"{text[:197]}..."
     shown = ", ".join(map(repr, words[:5]))
     return f"[{shown}, ...] ({len(words)} in all)"
+
+
+def _ids_of_list(vocabulary: Sequence[Any]) -> dict[str, int]:
+    are_integers = all(isinstance(word, (int, np.integer)) for word in vocabulary)
+    words = list(map(str, vocabulary)) if are_integers else vocabulary  # of an `IntegerLookup`
+    check_words(words, "The words of a vocabulary")
+    id_of: dict[str, int] = {}
+    for row, word in enumerate(words):
+        id_of.setdefault(word, row)
+    repeated = [word for row, word in enumerate(words) if id_of[word] != row]
+    if not set(repeated) <= set(UNKNOWN):
+        raise ValueError(
+            "The words of a vocabulary must not be repeated, because each names one row. "
+            f"Received more than once: {sample(repeated)}. Give each row a word of its own, or a "
+            "mapping from word to id."
+        )
+    return id_of
 
 
 def _ids_of_lookup(lookup: Any) -> dict[str, int]:

@@ -19,7 +19,7 @@ from maskedgrad.vectors.configs import (
     without_names,
 )
 from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in, tables_in
-from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup
+from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup, with_one_more
 from maskedgrad.vectors.tokenizers import is_tokenizer, tokenizers_in
 
 
@@ -280,8 +280,12 @@ def _axes_of_rows(old: Any, new: Any, remade: Remade) -> list[int | None]:
     """For each weight the axis that the rows of the table lie along, or `None`."""
     num_rows = remade.table.input_dim
     if remade.num_rows == num_rows:
-        # What would grow tells what has rows.
-        new = remade_layer(old, Remade(remade.table, num_rows + 1, remade.instead))
+        # What would grow tells what has rows; lookups grow too, since words may say how many.
+        instead = {
+            key: with_one_more(each) if is_lookup(each) else each
+            for key, each in remade.instead.items()
+        }
+        new = remade_layer(old, Remade(remade.table, num_rows + 1, instead))
     _check_same_weights(old, new, remade.table)
     return [_axis_of_rows(*pair, num_rows) for pair in zip(old.weights, new.weights, strict=True)]
 

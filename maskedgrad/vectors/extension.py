@@ -50,10 +50,10 @@ def extend(
             mean of the rows in use; `"normal"`, drawn with the mean and the
             variance of each of their columns; a mapping from a new word to the
             ids of the rows that describe it, whose mean it starts from, as in
-            `{"<city>": row_ids(["town", "place"], vocabulary)}`, while words
-            that it lacks are drawn as by `"normal"`; or a function of the new
-            words and an array of shape `(V, width)` that returns an array of
-            shape `(n, width)`. It is called once for each weight that grows.
+            `{"<city>": row_ids(["town", "place"], vocabulary)}`, where ids may
+            repeat, while words that it lacks are drawn as by `"normal"`; or a
+            function of the new words and an array of shape `(V, width)` that
+            returns an array of shape `(n, width)`. It is called once for each weight that grows.
         vocabulary: what gives the words their ids, where the model does not
             show it: as for `row_ids`, or a lookup or tokenizer of the model.
             One outside of the model is to learn the words next, in this order:
@@ -90,7 +90,7 @@ def extend(
     check_initializer(initializer, noise)
     old_table = table_of(model_or_layer, table)
     num_rows = old_table.input_dim
-    _check_descriptions(initializer, words, num_rows)
+    check_descriptions(initializer, words, num_rows)
     places = places_of(model_or_layer, old_table, words, vocabulary)
     size = max(num_rows, int(places.ids.max()) + 1)
     if size - num_rows > len(words) or set(places.ids.tolist()) & set(places.used.tolist()):
@@ -126,7 +126,7 @@ def centers(initializer: Any, table: np.ndarray) -> Any:
     if not isinstance(initializer, Mapping):
         return initializer
     return {
-        word: table[np.asarray(ids)].mean(axis=0, dtype=np.float64)
+        word: table[_described_by(ids, len(table))].mean(axis=0, dtype=np.float64)
         for word, ids in initializer.items()
     }
 
@@ -165,7 +165,9 @@ def checked_table(layer: Any) -> Any:
 
 
 def _check_new_words(words: Any) -> None:
-    if not isinstance(words, (list, tuple)) or not all(isinstance(w, (str, int)) for w in words):
+    if not isinstance(words, (list, tuple)) or not all(
+        isinstance(w, (str, int, np.integer)) for w in words
+    ):
         raise TypeError(
             f"`words` must be a list or tuple of strings. Received: {sample(words)}. "
             "A single word goes in a list: `[word]`."
@@ -177,7 +179,8 @@ def _check_new_words(words: Any) -> None:
         )
 
 
-def _check_descriptions(initializer: Any, words: Sequence[str], num_rows: int) -> None:
+def check_descriptions(initializer: Any, words: Sequence[str], num_rows: int) -> None:
+    """Raises if an initializer describes what is no new word, or by what are no rows."""
     if not isinstance(initializer, Mapping):
         return
     for word, ids in initializer.items():
@@ -185,5 +188,14 @@ def _check_descriptions(initializer: Any, words: Sequence[str], num_rows: int) -
             raise ValueError(
                 f"`initializer` must describe new words. Received: {word!r}, of {sample(words)}"
             )
-        if not len(Rows(ids, num_rows)):
+        if not len(_described_by(ids, num_rows)):
             raise ValueError(f"{word!r} must be described by at least one row. Received: none")
+
+
+def _described_by(rows: Any, num_rows: int) -> np.ndarray:
+    """The ids of the rows that describe a word, which may repeat."""
+    ids = np.asarray([]) if isinstance(rows, (Rows, slice)) else np.asarray(rows)
+    if ids.ndim == 1 and ids.dtype.kind in "iu":
+        _ = Rows(np.unique(ids), num_rows)  # which raises if one is no row
+        return ids
+    return Rows(rows, num_rows).ids

@@ -27,15 +27,12 @@ def lookups_of(model: Any, table: Any) -> list[Any]:
         ValueError: ids of a lookup reach the table in a way that is not seen
             through, and so does none that is.
     """
-    before = lookups_before(model, table)
     seen = seen_lookups_of(model, table)
-    hidden = [lookup for lookup, is_seen in before.values() if not is_seen and _gives_ids(lookup)]
-    within = _beside_in_layers(model, table)
+    within = lookups_beside(model, table)
     fitting = [lookup for lookup in within if lookup.vocabulary_size() == table.input_dim]
-    others = {each.input_dim for each in tables_in(model) if each is not table}
-    unclear = [lookup for lookup in within if lookup.vocabulary_size() not in others]
-    if not seen and not fitting and (hidden or unclear):
-        lookup = (hidden or unclear)[0]
+    unclear = unclear_lookups_of(model, table)
+    if not seen and not fitting and unclear:
+        lookup = unclear[0]
         raise ValueError(
             f"It cannot be seen which row of {describe(table)} a word of {describe(lookup)} has: "
             f"the lookup knows {lookup.vocabulary_size()} ids, the table has {table.input_dim} "
@@ -50,6 +47,15 @@ def seen_lookups_of(model: Any, table: Any) -> list[Any]:
     """The lookups of a graph that are seen to give a table its ids."""
     before = lookups_before(model, table)
     return [lookup for lookup, is_seen in before.values() if is_seen and _gives_ids(lookup)]
+
+
+def unclear_lookups_of(model: Any, table: Any) -> list[Any]:
+    """The lookups that may give a table its ids, in a way that is not seen through."""
+    before = lookups_before(model, table)
+    hidden = [lookup for lookup, is_seen in before.values() if not is_seen and _gives_ids(lookup)]
+    others = {each.input_dim for each in tables_in(model) if each is not table}
+    within = lookups_beside(model, table)
+    return hidden + [each for each in within if each.vocabulary_size() not in others]
 
 
 def inverses_of(model: Any, lookup: Any) -> list[Any]:
@@ -72,6 +78,15 @@ def with_words(lookup: Any, words: Sequence[Any]) -> Any:
     new = _made(lookup, config)
     new.set_vocabulary(list(words))
     return new
+
+
+def with_one_more(lookup: Any) -> Any:
+    """A lookup of the same kind that has one word more, whichever."""
+    own = list(lookup.get_vocabulary(include_special_tokens=False))
+    is_number = isinstance(lookup, keras.layers.IntegerLookup)
+    return with_words(
+        lookup, [*own, max(own, default=0) + 1 if is_number else f"{max(own, default='')}+"]
+    )
 
 
 def same_lookup(lookup: Any) -> Any:
@@ -104,9 +119,13 @@ def words_for(lookup: Any, words: Sequence[Any]) -> list[Any]:
     """Words as a lookup knows them: integers where it looks up integers.
 
     Raises:
-        TypeError: a word is no integer, and the lookup knows nothing else.
+        TypeError: a word is of another type than the lookup knows.
     """
     if not isinstance(lookup, keras.layers.IntegerLookup):
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError(
+                f"{describe(lookup)} knows strings only. Received: words={sample(list(words))}"
+            )
         return list(words)
     try:
         return [int(word) for word in words]
@@ -162,7 +181,7 @@ def is_inverse(lookup: Any) -> bool:
     return is_lookup(lookup) and bool(lookup.get_config().get("invert", False))
 
 
-def _beside_in_layers(model: Any, table: Any) -> list[Any]:
+def lookups_beside(model: Any, table: Any) -> list[Any]:
     """The lookups that are, with the table, inside of a layer that is no graph."""
     found = {}
     for layer in layers_in(model):

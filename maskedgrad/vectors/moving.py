@@ -9,9 +9,17 @@ from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import ids_by_word, sample
 from maskedgrad.vectors.copies import Remade, copied
-from maskedgrad.vectors.extension import table_of
+from maskedgrad.vectors.extension import centers, check_descriptions, table_of
 from maskedgrad.vectors.initial_values import check_initializer, first_values
-from maskedgrad.vectors.lookups import num_reserved, seen_lookups_of, with_words
+from maskedgrad.vectors.layers import layers_in
+from maskedgrad.vectors.lookups import (
+    is_inverse,
+    lookups_beside,
+    num_reserved,
+    seen_lookups_of,
+    unclear_lookups_of,
+    with_words,
+)
 from maskedgrad.vectors.tokenizers import tokenizers_in
 from maskedgrad.vectors.vocabularies import check_fits
 
@@ -31,8 +39,10 @@ def change_vocabulary(
     The row of each word moves, bit for bit, to the id that the new vocabulary
     gives the word. Words that are new to it start from `initializer`, as in
     `extend`; rows of words that it lacks are left out. What is given stays as
-    it is, and the copy is not compiled. A lookup of the model that is seen to
-    give the table its ids has the new vocabulary in the copy.
+    it is, and the copy is not compiled. The lookup of the model that gives the
+    table its ids has the new vocabulary in the copy, and so has one that turns
+    ids back into words. An output that is not tied, such as a `Dense` layer of
+    V units, stays in the old order.
 
     Args:
         model_or_layer: as for `extend`.
@@ -77,6 +87,7 @@ def change_vocabulary(
             f"old_vocabulary={sample(list(old_ids))}, new_vocabulary={sample(list(new_ids))}"
         )
     added = sorted((word for word in new_ids if word not in old_ids), key=new_ids.__getitem__)
+    check_descriptions(initializer, added, num_rows)
     places = np.array([new_ids[word] for word in added], dtype=np.int64)
     source = np.array([old_ids[word] for word in kept])
     target = np.array([new_ids[word] for word in kept])
@@ -89,7 +100,8 @@ def change_vocabulary(
         new[: min(size, num_rows)] = rows[:size]
         new[target] = rows[source]
         if added:
-            drawn = first_values(initializer, added, rows, source, noise=noise, seed=seed)
+            start = centers(initializer, rows)
+            drawn = first_values(start, added, rows, source, noise=noise, seed=seed)
             new[places] = drawn.astype(old.dtype)
         return new.reshape(-1, *old.shape[1:])
 
@@ -100,14 +112,32 @@ def change_vocabulary(
 def _with_new_words(
     model: Any, table: Any, old_ids: dict[str, int], new_ids: dict[str, int]
 ) -> dict[int, Any]:
-    """The lookups of the model that give the table its ids, with the new words in their place."""
+    """The lookups of the model that have the words of the table, with the new ones in their place.
+
+    Raises:
+        ValueError: a lookup gives the table other ids, or gives them in a way
+            that is not seen through and has the old words.
+    """
     if tokenizers_in(model):
         raise ValueError(
             "A tokenizer of a model is not exchanged. Received: a model with a tokenizer. Give "
             f"the backbone that holds {describe(table)}, and make the task anew around it."
         )
+    within = [
+        each for each in lookups_beside(model, table) if ids_by_word(each) in (old_ids, new_ids)
+    ]
+    found = seen_lookups_of(model, table) or within
+    unclear = [e for e in unclear_lookups_of(model, table) if ids_by_word(e) != new_ids]
+    if not found and unclear:
+        raise ValueError(
+            f"It cannot be seen which row of {describe(table)} a word of {describe(unclear[0])} "
+            "has, so it must have the new words already, by `set_vocabulary` or `adapt`. "
+            f"Received: a model where it has {sample(list(ids_by_word(unclear[0])))}"
+        )
+    inverses = [each for each in layers_in(model) if is_inverse(each)]
+    found = found + [each for each in inverses if ids_by_word(each) == old_ids]
     instead = {}
-    for lookup in seen_lookups_of(model, table):
+    for lookup in found:
         known = ids_by_word(lookup)
         if known not in (old_ids, new_ids):
             raise ValueError(
@@ -123,5 +153,11 @@ def _with_new_words(
             )
         own = words[len(set(reserved)) :]
         is_number = not isinstance(lookup.get_vocabulary()[-1], str)
-        instead[id(lookup)] = with_words(lookup, list(map(int, own)) if is_number else own)
+        new = with_words(lookup, list(map(int, own)) if is_number else own)
+        if ids_by_word(new) != new_ids:
+            raise ValueError(
+                f"The ids of `new_vocabulary` must follow each other, as {describe(lookup)} counts "
+                f"its words. Received: ids {sorted(new_ids.values())[:5]} and so on"
+            )
+        instead[id(lookup)] = new
     return instead

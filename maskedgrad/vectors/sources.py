@@ -44,13 +44,16 @@ OTHER_FILES = {
     rb"\x89HDF": "it is an HDF5 file, and not one of vectors and words",
     rb"SQLite format 3": "it is an SQLite database, and not a file of vectors and words",
     rb"PAR1": "it is a Parquet file. A mapping from word to vector is a source",
-    rb".{7}\0\{\"": (
+    rb".{7}\0\{\s*\"": (
         "it is a safetensors file, which holds no words. `dict(zip(words, matrix))` is a source, "
         "and so is the file with its words beside it, a word a line: `name.vocab.txt` for "
         "`name.safetensors`"
     ),
-    rb"(?i)\s*(<!doctype html|<html[ >][^0-9]|<\?xml )": (
+    rb"(?i)\s*(<!doctype html|<html[ >](?! ?[-+.0-9])|<\?xml )": (
         "it is a web page, perhaps that of a failed download. Get the file anew"
+    ),
+    rb"\s*\{\s*\"[^\"]*\"\s*:": (
+        "it is JSON. What `json.load` makes of it is a source, if that maps words to vectors"
     ),
     rb"version https://git-lfs": "it is a pointer of Git LFS. Get the file itself: `git lfs pull`",
     rb"\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!\x1a|.{257}ustar": (
@@ -160,9 +163,8 @@ def _check_kind(head: bytes) -> None:
         raise ValueError("it is empty. Expected lines of a word and its numbers")
     units = head[:64]
     has_mark = units.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if (has_mark and b"\0" in units) or (
-        len(units) >= 8 and not (any(units[::2]) and any(units[1::2]))
-    ):
+    is_half_empty = any(units[::2]) != any(units[1::2])
+    if (has_mark and b"\0" in units) or (len(units) >= 8 and is_half_empty):
         raise ValueError(
             "it is of UTF-16 or UTF-32, and UTF-8 is expected. "
             "Write it anew: `iconv -f UTF-16 -t UTF-8`"

@@ -140,8 +140,9 @@ class _Rows:
         for word, line in self._longer.items():
             if not self.slots.is_filled(word):
                 raise ValueError(
-                    f"{line}, is of another word than {word!r}, or has more numbers than the "
-                    f"{self._width} of other lines. Correct that line, or remove it"
+                    f"{line}, is of another word than {word!r}, has a space too many, or more "
+                    f"numbers than the {self._width} of other lines. Correct that line, or remove "
+                    "it"
                 )
         if not self._num_wanted:
             raise ValueError(
@@ -160,10 +161,13 @@ class _Rows:
         return word if is_of_word else rest
 
     def _note_longer(self, line: _Line, word: bytes) -> None:
-        """Notes a wanted word whose vector this may be, if it has too many numbers.
+        """Notes a wanted word whose vector this may be, if it has too many numbers or spaces.
 
-        `Formula 1` before numbers such as 0.5 is a word, and `cat 0.1 0.2` none.
+        `Formula 1` before numbers such as 0.5 is a word, and `cat 0.1 0.2` and ` cat` are none.
         """
+        stripped = _decoded(word.strip(b" "))
+        if stripped in self._slot_of and _decoded(word) not in self._slot_of:
+            self._longer.setdefault(stripped, _Line(line.number, line.text[:300]))
         first, *others = word.split(b" ")
         if _decoded(word) in self._slot_of or not any(map(is_number, others)):
             return
@@ -177,6 +181,8 @@ class _Rows:
     def _hint(self) -> str:
         if any("\\t" in word for word in self._first_words):
             return ". A tab is read as part of a word: words and numbers are separated by spaces"
+        if any(", " in word for word in self._first_words):
+            return ". A comma is read as part of a word: words and numbers are separated by spaces"
         return ""
 
 
@@ -201,6 +207,8 @@ def _without_end(line: _Line) -> ValueError:
             f"{line}, ends in a carriage return alone, as on an old Mac. "
             "Write it with newlines: `tr '\\r' '\\n'`"
         )
+    if line.number == 1 and not _possible_widths(line.text.rstrip()):
+        return _not_a_row(line, 0)  # and no newline would make it one
     return ValueError(
         f"its last line, line {line.number}, has no end, so it may be cut off in a number: "
         f"{quoted(line.text)}. If it is complete, end it with a newline"
@@ -267,7 +275,7 @@ def _not_a_row(line: _Line, width: int) -> ValueError:
 def _advice(line: _Line) -> str:
     if line.number == 1 and re.match(rb"\d+\s+\d+\s", line.text):
         return ". A header is of two numbers: how many rows there are, and their width"
-    if line.text.startswith((b"<<<<<<<", b"=======", b">>>>>>>")):
+    if line.text.startswith((b"<<<<<<<", b"|||||||", b"=======", b">>>>>>>")):
         return ". It is the mark of a conflict of versions: resolve that"
     if b"\t" in line.text:
         return ". It has tabs: `tr '\\t' ' '` makes spaces of them"

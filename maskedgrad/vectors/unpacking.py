@@ -95,6 +95,10 @@ def _member(archive: zipfile.ZipFile, path: Path, member: str) -> Unpacked:
             "it is an archive of NumPy arrays, which hold no words. "
             "`dict(zip(words, numpy.load(path)[name]))` is a source"
         )
+    if any(name.endswith("/data.pkl") for name in names):
+        raise ValueError(
+            "it is what PyTorch saves, which holds no words. `dict(zip(words, matrix))` is a source"
+        )
     if member and member not in names:
         raise ValueError(f"the archive has no member {member!r}. It holds {_shown(names)}")
     if not member and len(names) != 1:

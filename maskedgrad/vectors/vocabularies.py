@@ -44,17 +44,15 @@ def places_of(model: Any, table: Any, words: Sequence[Any], vocabulary: Any) -> 
     in_model = tokenizers.tokenizers_in(model)
     if inside and vocabulary in in_model:
         return _of_tokenizer(table, vocabulary, words)
+    if in_model or not (lookups.is_lookup(vocabulary) or vocabulary is None):
+        _check_strings(words)
     if vocabulary is not None:
         return _of_vocabulary(model, table, vocabulary, words)
     if in_model:
         return _of_tokenizer(table, _only(in_model, table), words)
     if found := lookups.lookups_of(model, table):
         return _of_lookups(model, table, found, words)
-    if not all(isinstance(word, str) for word in words):
-        raise TypeError(
-            "`words` must be strings where no `IntegerLookup` of the model looks them up. "
-            f"Received: words={sample(list(words))}"
-        )
+    _check_strings(words)
     num_rows = table.input_dim
     ids = np.arange(num_rows, num_rows + len(words))
     instead = {}
@@ -62,6 +60,14 @@ def places_of(model: Any, table: Any, words: Sequence[Any], vocabulary: Any) -> 
         check_unknown(words, lookup.get_vocabulary(), describe(lookup))
         instead[id(lookup)] = _with_more(lookup, words)
     return Places(ids, np.arange(num_rows), instead)
+
+
+def _check_strings(words: Sequence[Any]) -> None:
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError(
+            "`words` must be strings where no `IntegerLookup` looks them up. "
+            f"Received: words={sample(list(words))}"
+        )
 
 
 def check_unknown(words: Sequence[Any], known: Any, what: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from maskedgrad import AlongAxis, MaskedOptimizer
 from maskedgrad.rows.saved import decode_trainable_rows, encode_trainable_rows, saved_table
-from maskedgrad.rows.targets import named, resolve
+from maskedgrad.rows.targets import named, resolve, saved
 from tests.features import feature
 
 ReversibleEmbedding = feature("layers.ReversibleEmbedding")
@@ -162,7 +162,11 @@ def test_a_layer_of_a_kernel_must_say_its_axis(layer):
     assert named({AlongAxis(layer, -1): [0]})
 
 
-@pytest.mark.parametrize("pattern", [".*embeddings", "tokens/reverse_embeddings"])
+@pytest.mark.parametrize(
+    "pattern",
+    [".*embeddings", "tokens/reverse_embeddings", *(AlongAxis(".*embeddings", a) for a in (0, 1))],
+    ids=repr,
+)
 def test_a_table_that_is_turned_round_must_say_its_axis(pattern):
     tokens = ReversibleEmbedding(5, 5, tie_weights=False, name="tokens")
     tokens.build()
@@ -171,6 +175,8 @@ def test_a_table_that_is_turned_round_must_say_its_axis(pattern):
     turned = AlongAxis("tokens/reverse_embeddings", 1)
     tables = resolve(named({"tokens/embeddings": [4], turned: [4]}), tokens.weights)
     assert [table.axis for table in tables] == [0, 1]
+    (saved_pattern,) = saved(named({turned: [4]})[0][0])
+    assert resolve(named({saved_pattern: [4]}), tokens.weights)[0].axis == 1
 
 
 @pytest.mark.parametrize("rows", [[0], [3], [100]])
