@@ -14,12 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.gradients import Gradient
-from maskedgrad.masking.inner import (
-    check_backend,
-    check_unbuilt,
-    checked_inner_optimizer,
-    made,
-)
+from maskedgrad.masking.inner import check_backend, check_unbuilt, checked_inner_optimizer, made
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
@@ -93,9 +88,13 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     [False, True, False, False, True]
     """
 
-    inner_optimizer: Any = None
+    inner: Any = None
+    # By this name Keras would save it as it saves that of a `LossScaleOptimizer`, for which the
+    # state of rows fits in number alone; attributes are saved by the alphabet, each value once.
+    inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
     iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
     learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
+    around_row_changes: Any = contextlib.nullcontext  # what has others than the weights in place
     loss_scale_factor = _of_inner("loss_scale_factor", "The inner optimizer's loss scale factor.")
     optimizers = _of_inner("optimizers", "Those of an inner `MultiOptimizer`, set one by one.")
 
@@ -110,8 +109,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         check_backend()
         inner_optimizer = checked_inner_optimizer(inner_optimizer, MaskedOptimizer)
         asked = Asked(trainable_rows, row_learning_rates, is_lazy=lazy)
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        # No number, which a checkpoint would hold and a stock optimizer take for its own.
+        super().__init__(learning_rate=lambda: 0.0, name=name)
+        self.inner = inner_optimizer
         # The function that builds the optimizer looks up first, and must read sparsely too.
         for target, _ in asked.rows:
             for table in variables_before_build(target):
@@ -209,12 +209,13 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         {'table': Rows('1:3', num_rows=4)}
         """
         if self._masking is not None:
-            self._change_rows(self.check_rows(trainable_rows, self._masking.variables))
+            tables = self.check_rows(trainable_rows, self._masking.variables)
+            with self.around_row_changes():
+                self._change_rows(tables)
         self._asked = self._asked.but(trainable_rows=trainable_rows)
 
     def _change_rows(self, tables: Sequence[MaskedTable]) -> None:
-        masking = self._masking
-        outside_of_graphs(lambda: masking.change_rows(tables), masking.strategy)
+        outside_of_graphs(lambda: self._masking.change_rows(tables), self._masking.strategy)
         self._num_row_changes += 1
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
@@ -377,12 +378,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 "The config of a `MaskedOptimizer` must have a name, inner_optimizer and "
                 f"trainable_rows. Received one without {sorted(absent)}"
             )
+        make, inner = keras.saving.deserialize_keras_object, config["inner_optimizer"]
         return cls(
-            made(
-                keras.saving.deserialize_keras_object,
-                config["inner_optimizer"],
-                custom_objects=custom_objects,
-            ),
+            made(make, inner, custom_objects=custom_objects),
             decode_trainable_rows(config["trainable_rows"]),
             name=config["name"],
             row_learning_rates=decode_row_learning_rates(config.get("row_learning_rates", [])),

@@ -19,7 +19,7 @@ class RowIds(keras.Layer):
     A part of the optimizer of its own, since Keras takes each number that an
     optimizer saves for a variable of it, and would give it to a stock optimizer
     that has as many. Keras finds parts by the alphabet, private names last: this one,
-    `chosen_row_ids`, before the `inner_optimizer`, whose state it makes room for.
+    `chosen_row_ids`, before `inner`, the optimizer whose state it makes room for.
 
     Args:
         tables: the tables, with their ids.

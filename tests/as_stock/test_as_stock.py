@@ -1,0 +1,49 @@
+"""Whatever stock Keras does, the same model does with a `MaskedOptimizer` of all rows."""
+
+import pytest
+
+from tests.as_stock import callbacks, inputs, losses, optimizers, places, running, saving
+from tests.as_stock.harness import (
+    MODEL,
+    OPTIMIZER,
+    SITUATIONS,
+    STOCK,
+    as_stock,
+    differences,
+    outcome,
+)
+
+MODULES = (callbacks, inputs, losses, optimizers, places, running, saving)
+each_situation = pytest.mark.parametrize("name", SITUATIONS)
+
+
+@each_situation
+def test_a_masked_model_of_all_rows_is_as_stock(name):
+    assert_as_stock(name, MODEL)
+
+
+@pytest.mark.thorough
+@each_situation
+def test_a_stock_model_with_a_masked_optimizer_of_all_rows_is_as_stock(name):
+    assert_as_stock(name, OPTIMIZER)
+
+
+def assert_as_stock(name, way):
+    situation = SITUATIONS[name]
+    assert not differences(outcome(situation, way), as_stock(situation))
+
+
+@pytest.mark.thorough
+@each_situation
+def test_stock_keras_is_as_itself(name):
+    assert not differences(outcome(SITUATIONS[name], STOCK), as_stock(SITUATIONS[name]))
+
+
+def test_there_are_situations_of_every_callback_and_schedule():
+    assert callbacks.callback_classes() == callbacks.CALLBACKS.keys() | callbacks.NOT_HERE.keys()
+    assert optimizers.schedule_classes() == optimizers.SCHEDULES.keys()
+
+
+def test_there_are_enough_situations():
+    assert len(SITUATIONS) >= 60
+    assert all(module.__doc__ for module in MODULES)
