@@ -89,8 +89,6 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     """
 
     inner: Any = None
-    # By this name Keras would save it as it saves that of a `LossScaleOptimizer`, for which the
-    # state of rows fits in number alone; attributes are saved by the alphabet, each value once.
     inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
     iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
     learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
@@ -119,7 +117,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         self._asked = asked
         self._masking: Any = None  # a `Masking`, once built
         self.chosen_row_ids: RowIds | None = None
-        self._num_row_changes = 0
+        self.num_row_changes = 0  # how many times rows were chosen, by `build` and since
 
     @property
     def trainable_rows(self) -> dict[Any, Any]:
@@ -216,7 +214,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def _change_rows(self, tables: Sequence[MaskedTable]) -> None:
         outside_of_graphs(lambda: self._masking.change_rows(tables), self._masking.strategy)
-        self._num_row_changes += 1
+        self.num_row_changes += 1
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Finds the tables among `variables` and builds the inner optimizer.
@@ -242,7 +240,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         masking = Masking(tables, self._asked, self.inner_optimizer)
         self._masking = masking
         self.chosen_row_ids = RowIds(masking.tables, masking.variables, self._change_rows)
-        self._num_row_changes += 1
+        self.num_row_changes += 1
         # Keras would record the variables here, and every checkpoint would hold them.
         super().build([])
 
@@ -339,11 +337,6 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         """For each table, the number of rows that functions are traced for; `None` for any."""
         return tuple(table.fixed_length for table in getattr(self._masking, "tables", []))
 
-    @property
-    def num_row_changes(self) -> int:
-        """How many times rows have been chosen, by `build` and since."""
-        return self._num_row_changes
-
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets `variables`, in their order."""
         if not self.built:
@@ -392,6 +385,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads nothing, as `save_own_variables` saves nothing."""
+
+    def __dir__(self) -> list[str]:
+        # Keras saves what it finds here by its name, and a `LossScaleOptimizer` has this name too:
+        # each would take the other's state, of which the number fits and the rows do not.
+        return [name for name in super().__dir__() if name != "inner_optimizer"]
 
     def __repr__(self) -> str:
         rows = self._asked.trainable_rows if self._masking is None else self.masked_tables()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 
-from tests.as_stock.harness import X, Y, entered, fitted, situation
+from tests.as_stock.harness import X, Y, entered, fitted, rare_situation, situation
 
 CALLBACKS = {
     "BackupAndRestore": lambda folder: keras.callbacks.BackupAndRestore(folder / "backup"),
@@ -54,7 +54,8 @@ for name, make in CALLBACKS.items():
         files = sorted(path for path in way.folder.rglob("*") if path.is_file())
         return after, [(str(path.relative_to(way.folder)), content(path)) for path in files]
 
-    entered(f"the_callback_{name}", fit_with_callback)
+    often = name in {"EarlyStopping", "LearningRateScheduler", "ModelCheckpoint"}
+    entered(f"the_callback_{name}", fit_with_callback, often)
 
 
 @situation
@@ -96,7 +97,7 @@ def each_call_of_a_callback_and_its_logs(way):
     return noted.calls
 
 
-@situation
+@rare_situation
 def a_callback_that_stops_training(way):
     class Stops(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -125,7 +126,7 @@ def a_callback_that_sets_weights(way):
     return fitted(way.small(run_eagerly=False), callbacks=[Sets()])
 
 
-@situation
+@rare_situation
 def a_callback_that_raises(way):
     class Raises(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -138,7 +139,7 @@ def a_callback_that_raises(way):
         return fitted(model)
 
 
-@situation
+@rare_situation
 def a_backup_that_is_resumed(way):
     class Stops(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -72,7 +72,9 @@ STOCK = Way(keras.Model, keras.Sequential, lambda optimizer: optimizer)
 MODEL = Way(MaskedModel, MaskedSequential, _masked)
 OPTIMIZER = Way(keras.Model, keras.Sequential, _masked)
 
+# The list, and which of it the default lane runs; `-m thorough` runs the others.
 SITUATIONS: dict[str, Callable[[Way], Any]] = {}
+OFTEN: set[str] = set()
 
 
 def situation(function: Callable[[Way], Any]) -> Callable[[Way], Any]:
@@ -80,10 +82,17 @@ def situation(function: Callable[[Way], Any]) -> Callable[[Way], Any]:
     return entered(function.__name__, function)
 
 
-def entered(name: str, function: Callable[[Way], Any]) -> Callable[[Way], Any]:
+def rare_situation(function: Callable[[Way], Any]) -> Callable[[Way], Any]:
+    """As `situation`, for the thorough lane."""
+    return entered(function.__name__, function, often=False)
+
+
+def entered(name: str, function: Callable[[Way], Any], often: bool = True) -> Callable[[Way], Any]:
     """Enters a function in the list of situations by a name, which no other has."""
     assert name not in SITUATIONS, name
     SITUATIONS[name] = function
+    if often:
+        OFTEN.add(name)
     return function
 
 

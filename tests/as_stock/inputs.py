@@ -4,7 +4,17 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tests.as_stock.harness import LENGTH, NUM_ROWS, WIDTH, X, Y, entered, fitted, situation
+from tests.as_stock.harness import (
+    LENGTH,
+    NUM_ROWS,
+    WIDTH,
+    X,
+    Y,
+    entered,
+    fitted,
+    rare_situation,
+    situation,
+)
 
 WAYS = {"eagerly": {}, "in_a_graph": {"run_eagerly": False}, "under_xla": {"jit_compile": True}}
 
@@ -35,10 +45,10 @@ for name, make_layers in LAYERS.items():
     def with_layers(way, make_layers=make_layers, name=name):
         return fitted(around(way, make_layers(), table={"mask_zero": "mask" in name}))
 
-    entered(f"{name}_on_top", with_layers)
+    entered(f"{name}_on_top", with_layers, often=name in {"an_lstm_with_a_mask", "dropout"})
 
 
-@situation
+@rare_situation
 def attention_on_top(way):
     inputs = keras.Input((LENGTH,), dtype="int32")
     vectors = words(mask_zero=True)(inputs)
@@ -46,7 +56,7 @@ def attention_on_top(way):
     return fitted(way.compiled(way.model(inputs, keras.layers.Dense(1)(outputs))))
 
 
-@situation
+@rare_situation
 def two_lookups_in_one_table(way):
     inputs, table = [keras.Input((LENGTH,), dtype="int32") for _ in range(2)], words()
     pooled = [keras.layers.GlobalAveragePooling1D()(table(each)) for each in inputs]
@@ -80,7 +90,7 @@ def a_tied_output(way):
     return fitted(model, y=X[:, 0])
 
 
-@situation
+@rare_situation
 def a_model_in_a_model(way):
     inputs = keras.Input((LENGTH,), dtype="int32")
     inner = keras.Model(inputs, keras.layers.Flatten()(words()(inputs)), name="inner")
@@ -88,7 +98,7 @@ def a_model_in_a_model(way):
     return fitted(way.compiled(way.model(outer, keras.layers.Dense(1)(inner(outer)))))
 
 
-@situation
+@rare_situation
 def a_table_that_is_frozen_as_a_whole_beside_one_that_trains(way):
     inputs = keras.Input((LENGTH,), dtype="int32")
     frozen = keras.layers.Embedding(NUM_ROWS, WIDTH, trainable=False)
@@ -96,14 +106,14 @@ def a_table_that_is_frozen_as_a_whole_beside_one_that_trains(way):
     return fitted(way.compiled(way.model(inputs, keras.layers.Dense(1)(outputs)), "adamw"))
 
 
-@situation
+@rare_situation
 def lora_on_the_head(way):
     model = way.small()
     model.get_layer("head").enable_lora(2)
     return fitted(way.compiled(model))
 
 
-@situation
+@rare_situation
 def a_model_that_is_quantized_after_training(way):
     model = way.small()
     after = fitted(model)
@@ -130,7 +140,7 @@ def sparse_ids(way):
     return fitted(model, data, None)
 
 
-@situation
+@rare_situation
 def words_that_are_looked_up(way):
     vocabulary = [f"word {i}" for i in range(NUM_ROWS - 1)]
     inputs = keras.Input((2,), dtype="string")
@@ -148,6 +158,7 @@ for dtype in ("uint8", "int64", "float32"):
             around(way, [keras.layers.Flatten()], keras.Input((LENGTH,), dtype=dtype)),
             X.astype(dtype),
         ),
+        often=dtype == "float32",
     )
 
 OUT_OF_RANGE = {
@@ -166,7 +177,8 @@ for reach, wrong in OUT_OF_RANGE.items():
             ids[1, 1] = wrong
             return fitted(way.small("sgd", **options), ids)
 
-        entered(f"ids_that_are_{reach}_{name}", with_wrong_ids)
+        often = name == "under_xla" or reach == "too_large"
+        entered(f"ids_that_are_{reach}_{name}", with_wrong_ids, often)
 
 
 # Ways of reading a table.
@@ -243,7 +255,8 @@ for name, read in READS.items():
             model = way.model(inputs, keras.layers.Dense(1)(Reads(read)(inputs)))
             return fitted(way.compiled(model, "sgd", **WAYS[running]), batch_size=2)
 
-        entered(f"reading_by_{name}_{running}", reading)
+        often = name in {"vectorized_map", "slices", "its_value"}
+        entered(f"reading_by_{name}_{running}", reading, often)
 
 
 def gradient_of_a_gradient(way, jacobian):
@@ -265,10 +278,10 @@ def gradient_of_a_gradient(way, jacobian):
 
 
 entered("a_gradient_of_a_gradient", lambda way: gradient_of_a_gradient(way, jacobian=False))
-entered("a_jacobian", lambda way: gradient_of_a_gradient(way, jacobian=True))
+entered("a_jacobian", lambda way: gradient_of_a_gradient(way, jacobian=True), often=False)
 
 
-@situation
+@rare_situation
 def stateless_calls(way):
     model = way.small()
     outputs, _ = model.stateless_call(model.trainable_variables, model.non_trainable_variables, X)

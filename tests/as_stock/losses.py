@@ -5,7 +5,17 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tests.as_stock.harness import LENGTH, NUM_ROWS, WIDTH, X, Y, entered, fitted, situation
+from tests.as_stock.harness import (
+    LENGTH,
+    NUM_ROWS,
+    WIDTH,
+    X,
+    Y,
+    entered,
+    fitted,
+    rare_situation,
+    situation,
+)
 
 
 def own(way, optimizer="sgd", compile_options=None, **members):
@@ -32,21 +42,21 @@ def without_training(self, x=None, y=None, y_pred=None, sample_weight=None):
     return squares(y, y_pred)
 
 
-def of_keywords(self, **given):
-    return squares(given["y"], given["y_pred"])
+def of_places(self, x, y, y_pred, *more, **others):
+    return squares(y, y_pred)
 
 
 def of_anything(self, *args, **kwargs):
     return 2 * keras.Model.compute_loss(self, *args, **kwargs)
 
 
-def tracked(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+def tracked(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: PLR0917 - of Keras
     loss = squares(y, y_pred)
     self.tracker.update_state(loss)
     return loss
 
 
-def training_alone(self, y, y_pred, *, x=None, sample_weight=None, training):
+def by_training(self, x, y, y_pred, sample_weight, training):  # noqa: PLR0917 - of Keras
     return squares(y, y_pred) * (1 if training else 3)
 
 
@@ -54,9 +64,9 @@ metrics_of_its_own = property(lambda self: [self.tracker])
 NO_LOSS = {"loss": None}
 LOSSES = {
     "without_training": {"compute_loss": without_training, "compile_options": NO_LOSS},
-    "of_keywords": {"compute_loss": of_keywords, "compile_options": NO_LOSS},
+    "of_places": {"compute_loss": of_places, "compile_options": NO_LOSS},
     "that_calls_super": {"compute_loss": of_anything},
-    "in_another_order": {"compute_loss": training_alone, "compile_options": NO_LOSS},
+    "by_training": {"compute_loss": by_training, "compile_options": NO_LOSS},
     "that_tracks_itself": {
         "compute_loss": tracked,
         "metrics": metrics_of_its_own,
@@ -87,18 +97,18 @@ def a_metric_named_loss(way):
     return fitted(way.small(metrics=[keras.metrics.MeanAbsoluteError(name="loss")]))
 
 
-@situation
+@rare_situation
 def metrics_and_weighted_metrics(way):
     model = way.small(metrics=["mae"], weighted_metrics=[keras.metrics.MeanSquaredError()])
     return fitted(model, sample_weight=np.array([1.0, 2.0, 0.0, 1.0]), validation_data=(X, Y))
 
 
-@situation
+@rare_situation
 def a_loss_that_is_a_function(way):
     return fitted(way.small(loss=lambda y, y_pred: ops.mean(ops.abs(y - y_pred), axis=-1)))
 
 
-@situation
+@rare_situation
 def a_loss_that_is_not_finite(way):
     return fitted(way.small(loss=lambda y, y_pred: ops.log(y_pred * 0 - 1.0)))
 
@@ -141,7 +151,7 @@ def two_outputs_with_weights(way):
     return fitted(model, y={"one": Y, "two": -Y}, sample_weight={"one": np.ones(4), "two": Y[:, 0]})
 
 
-@situation
+@rare_situation
 def a_loss_of_one_of_two_outputs(way):
     return fitted(way.compiled(two_outputs(way), loss={"one": "mse"}), y={"one": Y})
 
@@ -197,4 +207,5 @@ for name, members in STEPS.items():
         model = own(way, "adam", {"run_eagerly": False}, **members)
         return fitted(model, validation_data=(X, Y)), model.predict(X, verbose=0)
 
-    entered(f"a_{name}_of_ones_own", fit_with_steps)
+    often = name in {"train_step_by_a_tape", "train_step_that_steps_twice", "compute_metrics"}
+    entered(f"a_{name}_of_ones_own", fit_with_steps, often)

@@ -6,7 +6,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.as_stock.harness import X, Y, entered, fitted, learned, situation, unwrapped
+from tests.as_stock.harness import (
+    X,
+    Y,
+    entered,
+    fitted,
+    learned,
+    rare_situation,
+    situation,
+    unwrapped,
+)
 from tests.devices import mirrored_strategy
 
 SECOND = "/CPU:1"
@@ -33,10 +42,10 @@ for name, options in WAYS.items():
             model = way.small(**options)
         return fitted(model), where(model)
 
-    entered(f"a_model_that_is_made_on_a_second_device_{name}", made_on_second_device)
+    entered(f"a_model_that_is_made_on_a_second_device_{name}", made_on_second_device, often=False)
 
 
-@situation
+@rare_situation
 def a_table_on_a_second_device(way):
     with tf.device(SECOND):
         words = keras.layers.Embedding(12, 4, name="words")
@@ -56,7 +65,7 @@ def in_a_thread(function):
     return result
 
 
-@situation
+@rare_situation
 def everything_in_a_thread(way):
     return in_a_thread(lambda: fitted(way.small(run_eagerly=False)))
 
@@ -87,27 +96,27 @@ def a_custom_object_scope(way):
         return before, fitted(keras.saving.load_model(way.folder / "model.keras"))
 
 
-@situation
+@rare_situation
 def a_custom_object_scope_that_is_left_before_training(way):
     with keras.saving.custom_object_scope({"Halved": Halved}):
         model = way.small(keras.optimizers.Adam(Halved()), run_eagerly=False)
     return fitted(model)
 
 
-@situation
+@rare_situation
 def an_object_that_no_scope_names(way):
     model = way.small(keras.optimizers.Adam(Halved()))
     model.save(way.folder / "model.keras")
     keras.saving.load_model(way.folder / "model.keras")
 
 
-@situation
+@rare_situation
 def scopes_of_names(way):
     with keras.name_scope("outer"), tf.name_scope("inner"):
         return fitted(way.small(run_eagerly=False))
 
 
-@situation
+@rare_situation
 def a_build_in_the_scope_of_a_graph(way):
     with tf.Graph().as_default(), tf.init_scope():
         return fitted(way.small())
@@ -119,7 +128,7 @@ def under(strategy, way, **options):
     return fitted(model)
 
 
-@situation
+@rare_situation
 def one_device_strategy(way):
     return under(tf.distribute.OneDeviceStrategy(SECOND), way, run_eagerly=False)
 
@@ -129,7 +138,7 @@ def mirrored_strategy_of_two_devices(way):
     return under(mirrored_strategy(), way, run_eagerly=False)
 
 
-@situation
+@rare_situation
 def several_steps_per_execution_on_two_devices(way):
     return under(mirrored_strategy(), way, run_eagerly=False, steps_per_execution=2)
 
@@ -142,10 +151,10 @@ for policy in ("float16", "bfloat16", "float64", "mixed_bfloat16", "mixed_float1
         keras.config.set_dtype_policy(policy)
         return fitted(way.small(keras.optimizers.Adam(0.01)))
 
-    entered(f"the_policy_{policy}", with_policy)
+    entered(f"the_policy_{policy}", with_policy, often=policy == "mixed_float16")
 
 
-@situation
+@rare_situation
 def another_floatx(way):
     keras.config.set_floatx("float64")
     return fitted(way.small(), y=Y.astype("float64"))
@@ -161,7 +170,7 @@ def scaled(way, **options):
     )
 
 
-@situation
+@rare_situation
 def a_loss_that_is_scaled(way):
     return scaled(way, initial_scale=8.0, dynamic_growth_steps=2)
 
@@ -172,7 +181,7 @@ def a_scaled_loss_that_overflows(way):
     return fitted(way.small(scaler, run_eagerly=False, loss=overflowing))
 
 
-@situation
+@rare_situation
 def a_loss_scaler_by_hand(way):
     model = way.small(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
     with tf.GradientTape() as tape:

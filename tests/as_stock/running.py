@@ -13,6 +13,7 @@ from tests.as_stock.harness import (
     entered,
     fitted,
     learned,
+    rare_situation,
     situation,
 )
 
@@ -35,7 +36,7 @@ def ids_that_a_batch_repeats(way):
     ]
 
 
-@situation
+@rare_situation
 def a_last_batch_that_is_smaller(way):
     return fitted(way.small("sgd", run_eagerly=False), batch_size=3)
 
@@ -48,7 +49,7 @@ def train_and_test_and_predict_on_batches(way):
     return logs, model.predict_on_batch(X), learned(model)
 
 
-@situation
+@rare_situation
 def evaluate_and_predict_between_fits(way):
     model = way.small(run_eagerly=False)
     first = fitted(model, epochs=1)
@@ -91,7 +92,7 @@ for name, make in DATA.items():
         data, options = make()
         return fitted(way.small(), data, None, **options)
 
-    entered(f"fit_{name}", fit_data)
+    entered(f"fit_{name}", fit_data, often=name in {"a_generator", "a_dataset"})
 
 OPTIONS = {
     "sample_weight": {"sample_weight": np.array([1.0, 0.0, 2.0, 0.5])},
@@ -101,10 +102,11 @@ OPTIONS = {
     "shuffle": {"shuffle": True},
 }
 for name, fit_options in OPTIONS.items():
-    entered(f"fit_with_{name}", lambda way, o=fit_options: fitted(way.small(), **o))
+    often = name in {"sample_weight", "validation_data"}
+    entered(f"fit_with_{name}", lambda way, o=fit_options: fitted(way.small(), **o), often)
 
 
-@situation
+@rare_situation
 def fit_with_class_weight(way):
     model = way.small(loss="binary_crossentropy")
     return fitted(model, y=np.array([[0], [1], [1], [0]]), class_weight={0: 1.0, 1: 3.0})
@@ -124,13 +126,13 @@ def a_model_that_its_first_batch_builds(way):
     return fitted(way.compiled(Own(), run_eagerly=False))
 
 
-@situation
+@rare_situation
 def a_sequential_model_that_its_first_batch_builds(way):
     layers = [keras.layers.Embedding(NUM_ROWS, WIDTH), keras.layers.Flatten()]
     return fitted(way.compiled(way.sequential([*layers, keras.layers.Dense(1)])))
 
 
-@situation
+@rare_situation
 def a_model_that_is_compiled_again(way):
     model = way.small("sgd")
     before = fitted(model)
@@ -145,7 +147,7 @@ def a_model_that_is_compiled_again_with_the_same_optimizer(way):
     return before, fitted(model)
 
 
-@situation
+@rare_situation
 def a_train_function_that_is_made_anew(way):
     model = way.small(run_eagerly=False)
     before = fitted(model, epochs=1)
@@ -175,7 +177,7 @@ def weights_that_are_set_between_steps(way):
     return before, middle, fitted(model, epochs=1)
 
 
-@situation
+@rare_situation
 def a_session_that_is_cleared_between_fits(way):
     model = way.small(run_eagerly=False)
     before = fitted(model, epochs=1)
@@ -190,12 +192,12 @@ def a_layer_that_is_frozen_before_compile(way):
     return fitted(way.compiled(model))
 
 
-@situation
+@rare_situation
 def data_of_another_length(way):
     return fitted(way.small(run_eagerly=False), y=Y[:2])
 
 
-@situation
+@rare_situation
 def data_of_another_width(way):
     return fitted(way.small(run_eagerly=False), np.zeros((4, LENGTH + 1), "int32"))
 
@@ -231,7 +233,7 @@ def loop(way, wrap, optimizer="adam", apply="apply"):
     return [step(tf.constant(X), tf.constant(Y)) for _ in range(3)], learned(model)
 
 
-entered("a_loop_by_hand", lambda way: loop(way, lambda step: step))
+entered("a_loop_by_hand", lambda way: loop(way, lambda step: step), often=False)
 entered("a_loop_by_hand_in_a_graph", lambda way: loop(way, tf.function))
 entered(
     "a_loop_by_hand_under_xla", lambda way: loop(way, lambda s: tf.function(s, jit_compile=True))
@@ -294,4 +296,5 @@ GIVEN = {
     ),
 }
 for name, give in GIVEN.items():
-    entered(f"an_optimizer_given_{name}", applied(give))
+    often = name.startswith(("no_", "too_few", "gradients_without", "an_unknown", "some_of"))
+    entered(f"an_optimizer_given_{name}", applied(give), often)

@@ -5,6 +5,7 @@ import pytest
 from tests.as_stock import callbacks, inputs, losses, optimizers, places, running, saving
 from tests.as_stock.harness import (
     MODEL,
+    OFTEN,
     OPTIMIZER,
     SITUATIONS,
     STOCK,
@@ -14,7 +15,9 @@ from tests.as_stock.harness import (
 )
 
 MODULES = (callbacks, inputs, losses, optimizers, places, running, saving)
-each_situation = pytest.mark.parametrize("name", SITUATIONS)
+each_situation = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.thorough) for n in SITUATIONS]
+)
 
 
 @each_situation
