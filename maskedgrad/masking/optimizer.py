@@ -46,10 +46,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     """Trains chosen rows of chosen tables, and everything else as usual.
 
     Equivalent to the inner optimizer on a model in which each named table
-    holds its trainable rows only. Every other row keeps its bits, whatever
-    the inner optimizer does with weight decay, momentum, averaging,
-    constraints, or gradients that are not finite. Variables that no target
-    names are trained as if the inner optimizer were not wrapped.
+    holds its trainable rows only, with dense gradients. Every other row keeps
+    its bits, whatever the inner optimizer does with weight decay, momentum,
+    averaging, constraints, or gradients that are not finite. Variables that no
+    target names are trained as if the inner optimizer were not wrapped.
 
     Args:
         inner_optimizer: the optimizer to wrap: an instance that has not been
