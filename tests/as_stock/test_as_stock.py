@@ -1,5 +1,8 @@
 """Whatever stock Keras does, the same model does with a `MaskedOptimizer` of all rows."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.as_stock import callbacks, inputs, losses, optimizers, places, running, saving
@@ -40,6 +43,26 @@ def assert_as_stock(name, way):
 @each_situation
 def test_stock_keras_is_as_itself(name):
     assert not differences(outcome(SITUATIONS[name], STOCK), as_stock(SITUATIONS[name]))
+
+
+AFTER_THE_MAIN_THREAD = """
+import threading
+from tests.as_stock.harness import MODEL, STOCK, differences, fitted, outcome
+
+def train():
+    threading.main_thread().join()
+    results = [outcome(lambda way: fitted(way.small(run_eagerly=False)), w) for w in (MODEL, STOCK)]
+    print(results[1]["error"], differences(*results), flush=True)
+
+threading.Thread(target=train).start()
+"""
+
+
+@pytest.mark.processes
+def test_training_in_a_thread_after_the_main_thread_has_ended_is_as_stock():
+    command = [sys.executable, "-c", AFTER_THE_MAIN_THREAD]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == ["[]"], ended.stderr
 
 
 def test_there_are_situations_of_every_callback_and_schedule():

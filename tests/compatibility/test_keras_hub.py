@@ -359,9 +359,9 @@ def test_a_loaded_masked_task_trains_its_rows(tmp_path):
 @works(
     MODELS,
     "A task with frozen layers or LoRA, saved and loaded",
-    "Neither is saved, by Keras and keras_hub themselves: what was frozen trains again, but for the "
-    "rows of a masked table. Freeze it again before `compile`; `maskedgrad.summary` shows what "
-    "trains.",
+    "Neither is saved, by Keras and keras_hub themselves: what was frozen trains again, but for "
+    "the rows of a masked table. Freeze it again before `compile`; `maskedgrad.summary` shows "
+    "what trains.",
 )
 def test_a_summary_shows_that_a_loaded_task_trains_what_was_frozen(tmp_path):
     model, tokens, ids = gpt2(MaskedCausalLM, gpt2_preprocessor())
