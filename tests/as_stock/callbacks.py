@@ -54,7 +54,7 @@ for name, make in CALLBACKS.items():
         files = sorted(path for path in way.folder.rglob("*") if path.is_file())
         return after, [(str(path.relative_to(way.folder)), content(path)) for path in files]
 
-    often = name in {"EarlyStopping", "LearningRateScheduler", "ModelCheckpoint"}
+    often = name in {"EarlyStopping", "ModelCheckpoint"}
     entered(f"the_callback_{name}", fit_with_callback, often)
 
 
@@ -117,7 +117,7 @@ def a_callback_that_sets_the_learning_rate_in_a_batch(way):
     )
 
 
-@situation
+@rare_situation
 def a_callback_that_sets_weights(way):
     class Sets(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -75,6 +75,11 @@ OPTIMIZER = Way(keras.Model, keras.Sequential, _masked)
 # The list, and which of it the default lane runs; `-m thorough` runs the others.
 SITUATIONS: dict[str, Callable[[Way], Any]] = {}
 OFTEN: set[str] = set()
+# Where the wrapper is to differ, and why.
+DIFFER = {
+    "an_optimizer_given_too_few_gradients": "Keras steps the first variables and says nothing",
+    "an_optimizer_given_a_generator_of_gradients": "Keras asks for its length, and fails",
+}
 
 
 def situation(function: Callable[[Way], Any]) -> Callable[[Way], Any]:

@@ -45,7 +45,7 @@ for name, make_layers in LAYERS.items():
     def with_layers(way, make_layers=make_layers, name=name):
         return fitted(around(way, make_layers(), table={"mask_zero": "mask" in name}))
 
-    entered(f"{name}_on_top", with_layers, often=name in {"an_lstm_with_a_mask", "dropout"})
+    entered(f"{name}_on_top", with_layers, often=name == "an_lstm_with_a_mask")
 
 
 @rare_situation
@@ -158,7 +158,7 @@ for dtype in ("uint8", "int64", "float32"):
             around(way, [keras.layers.Flatten()], keras.Input((LENGTH,), dtype=dtype)),
             X.astype(dtype),
         ),
-        often=dtype == "float32",
+        often=False,
     )
 
 OUT_OF_RANGE = {
@@ -177,7 +177,7 @@ for reach, wrong in OUT_OF_RANGE.items():
             ids[1, 1] = wrong
             return fitted(way.small("sgd", **options), ids)
 
-        often = name == "under_xla" or reach == "too_large"
+        often = name == "under_xla" and reach in {"too_large", "negative"}
         entered(f"ids_that_are_{reach}_{name}", with_wrong_ids, often)
 
 
@@ -255,7 +255,7 @@ for name, read in READS.items():
             model = way.model(inputs, keras.layers.Dense(1)(Reads(read)(inputs)))
             return fitted(way.compiled(model, "sgd", **WAYS[running]), batch_size=2)
 
-        often = name in {"vectorized_map", "slices", "its_value"}
+        often = (name, running) in {("vectorized_map", "under_xla"), ("its_value", "in_a_graph")}
         entered(f"reading_by_{name}_{running}", reading, often)
 
 

@@ -89,7 +89,8 @@ for name, members in LOSSES.items():
         eager = fitted(own(way, **members), validation_data=(X, Y))
         return eager, own(way, **members).train_on_batch(X, Y, return_dict=True)
 
-    entered(f"a_compute_loss_{name}", fit_with_loss)
+    often = name in {"without_training", "that_calls_super", "that_tracks_itself"}
+    entered(f"a_compute_loss_{name}", fit_with_loss, often)
 
 
 @situation
@@ -207,5 +208,5 @@ for name, members in STEPS.items():
         model = own(way, "adam", {"run_eagerly": False}, **members)
         return fitted(model, validation_data=(X, Y)), model.predict(X, verbose=0)
 
-    often = name in {"train_step_by_a_tape", "train_step_that_steps_twice", "compute_metrics"}
+    often = name in {"train_step_by_a_tape", "compute_metrics"}
     entered(f"a_{name}_of_ones_own", fit_with_steps, often)

@@ -15,7 +15,7 @@ for place, cls in enumerate(optimizer_classes()):
     entered(
         f"the_optimizer_{cls.__name__}",
         lambda way, cls=cls: fitted(way.small(cls(0.1))),
-        often=place % 4 == 0,
+        often=place % 8 == 4,
     )
 
 OPTIONS = {
@@ -30,7 +30,7 @@ for name, value in OPTIONS.items():
     entered(
         f"the_option_{name}",
         lambda way, o={name: value}: fitted(way.small(keras.optimizers.AdamW(0.1, **o))),
-        often=name in {"global_clipnorm", "use_ema", "gradient_accumulation_steps"},
+        often=name in {"use_ema", "gradient_accumulation_steps"},
     )
 
 
@@ -78,7 +78,7 @@ for name, arguments in SCHEDULES.items():
         schedule = getattr(keras.optimizers.schedules, name)(*arguments)
         return fitted(way.small(keras.optimizers.SGD(schedule)), batch_size=2)
 
-    entered(f"the_schedule_{name}", with_schedule, often=name == "CosineDecay")
+    entered(f"the_schedule_{name}", with_schedule, often=False)
 
 
 @situation
@@ -153,7 +153,7 @@ class Stamped(keras.optimizers.Optimizer):
         variable.assign_sub(learning_rate * tf.convert_to_tensor(gradient))
 
 
-@situation
+@rare_situation
 def what_an_optimizer_is_given(way):
     optimizer = Stamped()
     model = way.small(optimizer)
@@ -182,7 +182,7 @@ class PerVariable(keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate * getattr(variable, "rate", 1.0))
 
 
-@situation
+@rare_situation
 def an_optimizer_that_reads_attributes_of_variables(way):
     model = way.small(PerVariable(0.1))
     model.get_layer("words").embeddings.rate = 0.5
@@ -215,7 +215,7 @@ def regularizers(way):
     return fitted(model, validation_split=0.5)
 
 
-@situation
+@rare_situation
 def values_that_are_final(way):
     model = way.small(keras.optimizers.Adam(0.1, use_ema=True))
     for _ in range(2):

@@ -92,7 +92,7 @@ for name, make in DATA.items():
         data, options = make()
         return fitted(way.small(), data, None, **options)
 
-    entered(f"fit_{name}", fit_data, often=name in {"a_generator", "a_dataset"})
+    entered(f"fit_{name}", fit_data, often=name == "a_dataset")
 
 OPTIONS = {
     "sample_weight": {"sample_weight": np.array([1.0, 0.0, 2.0, 0.5])},
@@ -102,7 +102,7 @@ OPTIONS = {
     "shuffle": {"shuffle": True},
 }
 for name, fit_options in OPTIONS.items():
-    often = name in {"sample_weight", "validation_data"}
+    often = name == "validation_data"
     entered(f"fit_with_{name}", lambda way, o=fit_options: fitted(way.small(), **o), often)
 
 
@@ -185,7 +185,7 @@ def a_session_that_is_cleared_between_fits(way):
     return before, fitted(model, epochs=1)
 
 
-@situation
+@rare_situation
 def a_layer_that_is_frozen_before_compile(way):
     model = way.small()
     model.get_layer("head").trainable = False
@@ -202,7 +202,7 @@ def data_of_another_width(way):
     return fitted(way.small(run_eagerly=False), np.zeros((4, LENGTH + 1), "int32"))
 
 
-@situation
+@rare_situation
 def fit_without_compile(way):
     inputs = keras.Input((LENGTH,), dtype="int32")
     return fitted(way.model(inputs, keras.layers.Embedding(NUM_ROWS, WIDTH)(inputs)))
@@ -234,11 +234,15 @@ def loop(way, wrap, optimizer="adam", apply="apply"):
 
 
 entered("a_loop_by_hand", lambda way: loop(way, lambda step: step), often=False)
-entered("a_loop_by_hand_in_a_graph", lambda way: loop(way, tf.function))
+entered("a_loop_by_hand_in_a_graph", lambda way: loop(way, tf.function), often=False)
 entered(
     "a_loop_by_hand_under_xla", lambda way: loop(way, lambda s: tf.function(s, jit_compile=True))
 )
-entered("a_loop_of_gradients_alone", lambda way: loop(way, lambda s: s, apply="apply alone"))
+entered(
+    "a_loop_of_gradients_alone",
+    lambda way: loop(way, lambda step: step, apply="apply alone"),
+    often=False,
+)
 entered("a_loop_of_pairs", lambda way: loop(way, tf.function, apply="pairs"))
 
 
@@ -296,5 +300,5 @@ GIVEN = {
     ),
 }
 for name, give in GIVEN.items():
-    often = name.startswith(("no_", "too_few", "gradients_without", "an_unknown", "some_of"))
+    often = name in {"no_gradient_of_the_table", "no_gradient_at_all", "an_unknown_variable"}
     entered(f"an_optimizer_given_{name}", applied(give), often)

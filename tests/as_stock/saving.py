@@ -73,7 +73,7 @@ for name, make_copy in COPIES.items():
         other.run_eagerly = True
         return fitted(other), fitted(model)
 
-    entered(f"training_goes_on_in_{name}", train_on, often=name != "a_pickle")
+    entered(f"training_goes_on_in_{name}", train_on, often=name not in {"a_pickle", "a_clone"})
 
 
 @rare_situation
@@ -101,7 +101,7 @@ def a_file_that_is_loaded_without_compiling(way):
     return loaded.get_weights(), fitted(way.compiled(loaded))
 
 
-@situation
+@rare_situation
 def weights_for_a_model_whose_optimizer_is_not_built(way):
     model = trained(way)
     model.save_weights(way.folder / "model.weights.h5")
@@ -158,7 +158,7 @@ def what_an_optimizer_holds_set_by_hand(way):
     return fitted(model)
 
 
-@situation
+@rare_situation
 def an_optimizer_from_its_config(way):
     optimizer = way.optimizer(keras.optimizers.AdamW(0.1, weight_decay=0.3, clipnorm=0.5))
     config = keras.saving.serialize_keras_object(optimizer)
@@ -220,7 +220,7 @@ for name, copied in VARIABLES.items():
         other.assign(np.full(other.shape, 7.0))
         return looked_up(other), looked_up(variable)
 
-    entered(name, look_up)
+    entered(name, look_up, often=name != "a_copy_of_a_variable")
 
 
 @rare_situation

@@ -96,7 +96,7 @@ def load(into, file):
         try:
             if "checkpoint" in file:
                 target = tf.train.Checkpoint(model=into.model, optimizer=into.model.optimizer)
-                target.restore(file)
+                target.restore(file).expect_partial()
             else:
                 into.model.load_weights(file)
         except Exception as raised:
