@@ -561,3 +561,37 @@ def test_averages_are_not_swapped_where_there_are_none():
     model, _ = small_model(optimizer="adam")
     with pytest.raises(ValueError, match="with `use_ema=True`"):
         fit(model, callbacks.SwapEMAWeights())
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["before", "after"])
+def test_rows_are_frozen_at_their_weights_and_not_at_averages_in_each_order(place):
+    tables = []
+    for swaps in (False, True):
+        averaging = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+        model, words = small_model(ids=[2, 7], optimizer=averaging, run_eagerly=True)
+        model.layers[-1].set_weights([np.ones((WIDTH, 1)), np.zeros(1)])
+        used = [callbacks.SwapEMAWeights(swap_on_epoch=True)] if swaps else []
+        used.insert(place, callbacks.UnfreezeSchedule({1: [7, 3]}))
+        noted = At(2, lambda tables=tables, words=words: tables.append(words.get_weights()[0]))
+        fit(model, *used, noted, epochs=3)
+    assert (tables[0][2] != MATRIX[2]).any()  # the row that was frozen after it had trained
+    assert_same_bits(tables[1][[2, 7, 3]], tables[0][[2, 7, 3]], "rows in the last epoch")
+
+
+def test_averages_are_back_in_place_where_a_change_of_rows_is_refused():
+    model, words = small_model(optimizer=keras.optimizers.SGD(0.5, use_ema=True), run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    swap = callbacks.SwapEMAWeights()
+    swap.set_model(model)
+    swap.on_test_begin()
+    averages = words.get_weights()[0]
+
+    def refuse():
+        with model.optimizer.around_row_changes():
+            assert (words.get_weights()[0] != averages).any()
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        refuse()
+    assert_same_bits(words.get_weights()[0], averages, "the averages")

@@ -129,7 +129,7 @@ CASES = {
     ),
     "complex vectors": (
         lambda: vectors(source={"cat": [1j, 2]}),
-        (ValueError, "not complex", "'cat'.*complex128", "real"),
+        (ValueError, "real numbers", "'cat'.*complex128", "of complex ones"),
     ),
     "complex first values": (
         lambda: vectors(initializer=lambda words, table: np.ones((1, 2)) * 1j),

@@ -1,5 +1,7 @@
 """`SwapEMAWeights` for an optimizer that masks rows."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -95,6 +97,18 @@ class SwapEMAWeights(keras.callbacks.Callback):
                 variable.assign(average)
                 average.assign(weight)
         self._holds_averages = wanted
+        # A row that is frozen meanwhile is to stay at its weight, whatever the order of callbacks.
+        optimizer.around_row_changes = self._with_weights if wanted else contextlib.nullcontext
+
+    @contextlib.contextmanager
+    def _with_weights(self) -> Iterator[None]:
+        """A context in which the model holds its weights, as it does after it unless it fails."""
+        self._hold_averages(False)
+        try:
+            yield
+        except BaseException:
+            self._hold_averages(True)
+            raise
 
     def _keep_averages(self) -> None:
         # When training ends, Keras makes the averages that the optimizer holds the weights.

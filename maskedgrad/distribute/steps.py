@@ -3,6 +3,8 @@
 See https://github.com/keras-team/keras/issues/20585.
 """
 
+import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -58,9 +60,10 @@ class MultiWorkerSteps(_Model):
             Raises:
                 ValueError: a `keras.callbacks.BackupAndRestore` is to run on several workers.
             """
-            if spans_workers(self.distribute_strategy) and "callbacks" in kwargs:
+            if spans_workers(self.distribute_strategy):
                 writes_files = is_chief(self.distribute_strategy)
-                kwargs["callbacks"] = _callbacks_of_worker(kwargs["callbacks"], writes_files)
+                choose = functools.partial(_callbacks_of_worker, writes_files=writes_files)
+                args, kwargs = with_callbacks(super().fit, choose, args, kwargs)
             return super().fit(*args, **kwargs)
 
         def save(self, filepath, *args, **kwargs):
@@ -118,6 +121,29 @@ def returned(logs: dict[str, Any]) -> dict[str, Any]:
     if not spans_workers(tf.distribute.get_strategy()):
         return logs
     return keras.tree.map_structure(lambda value: tf.reshape(value, [1]), logs)
+
+
+def with_callbacks(
+    method: Callable[..., Any],
+    choose: Callable[[Any], Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns arguments of `method` with other callbacks, which may be given by place or by name.
+
+    Example:
+
+    >>> method = lambda x, callbacks=None, **options: None
+    >>> with_callbacks(method, len, (1, ["one", "two"]), {})
+    ((1, 2), {})
+    >>> with_callbacks(method, len, (1,), {"callbacks": ["one"], "epochs": 3})
+    ((1,), {'callbacks': 1, 'epochs': 3})
+    """
+    if "callbacks" in kwargs:
+        return args, {**kwargs, "callbacks": choose(kwargs["callbacks"])}
+    # The `fit` of a task of `keras_hub` takes callbacks among other keywords, and so by name only.
+    place = [*inspect.signature(method).parameters, "callbacks"].index("callbacks")
+    return (*args[:place], *map(choose, args[place : place + 1]), *args[place + 1 :]), kwargs
 
 
 def _callbacks_of_worker(callbacks: Any, writes_files: bool) -> list[Any]:

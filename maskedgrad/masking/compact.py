@@ -14,6 +14,7 @@ from maskedgrad.masking.tracing import is_compiled_by_xla
 from maskedgrad.masking.variables import (
     RowVariable,
     StandIn,
+    beside,
     gather_rows,
     make_row_variable,
     num_rows_of,
@@ -53,12 +54,11 @@ class CompactTable:
     def __init__(self, table: MaskedTable, has_multipliers: bool, is_lazy: bool = False):
         self.variable, self.axis, self.is_lazy = table.variable, table.axis, is_lazy
         read_sparsely(self.variable)
-        name = self.variable.path.replace("/", "_")
-        self.ids = _number_for_each_row(table.rows.ids, "int64", f"{name}_trainable_rows")
+        self.ids = _number_for_each_row(table, table.rows.ids, "int64", "trainable_rows")
         self.multipliers = None
         if has_multipliers:
             self.multipliers = _number_for_each_row(
-                multipliers_of(table), self.variable.dtype, f"{name}_learning_rates"
+                table, multipliers_of(table), self.variable.dtype, "learning_rates"
             )
         held = table.rows.ids[: 1 if self.is_whole else None]
         self.compact = StandIn(self.variable, _rows_in_place(table, held), self.axis)
@@ -282,14 +282,15 @@ def places_of_elements(shape: Sequence[int], ids: tf.Tensor, axis: int) -> tf.Te
     return tf.stack(tf.meshgrid(*along, indexing="ij"), axis=-1)
 
 
-def _number_for_each_row(values: np.ndarray, dtype: str, name: str) -> Any:
-    variable = keras.Variable(
-        values,
-        dtype=dtype,
-        trainable=False,
-        autocast=False,
-        aggregation="only_first_replica",
-        name=name,
-    )
+def _number_for_each_row(table: MaskedTable, values: np.ndarray, dtype: str, name: str) -> Any:
+    with beside(table.variable):
+        variable = keras.Variable(
+            values,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+            name=f"{table.variable.path.replace('/', '_')}_{name}",
+        )
     make_row_variable(variable, axis=0, any_length=True)
     return variable

@@ -32,7 +32,7 @@ def masked_outermost(optimizer: Any) -> MaskedOptimizer:
             "Put it inside: `MaskedOptimizer(Other(inner_optimizer), trainable_rows)`."
         )
     if not isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer.inner_optimizer, masked.inner_optimizer = masked.inner_optimizer, optimizer
+        optimizer.inner_optimizer, masked.inner = masked.inner, optimizer
     return masked
 
 

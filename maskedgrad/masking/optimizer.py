@@ -14,12 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.gradients import Gradient
-from maskedgrad.masking.inner import (
-    check_backend,
-    check_unbuilt,
-    checked_inner_optimizer,
-    made,
-)
+from maskedgrad.masking.inner import check_backend, check_unbuilt, checked_inner_optimizer, made
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
@@ -51,10 +46,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     """Trains chosen rows of chosen tables, and everything else as usual.
 
     Equivalent to the inner optimizer on a model in which each named table
-    holds its trainable rows only. Every other row keeps its bits, whatever
-    the inner optimizer does with weight decay, momentum, averaging,
-    constraints, or gradients that are not finite. Variables that no target
-    names are trained as if the inner optimizer were not wrapped.
+    holds its trainable rows only, with dense gradients. Every other row keeps
+    its bits, whatever the inner optimizer does with weight decay, momentum,
+    averaging, constraints, or gradients that are not finite. Variables that no
+    target names are trained as if the inner optimizer were not wrapped.
 
     Args:
         inner_optimizer: the optimizer to wrap: an instance that has not been
@@ -93,9 +88,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     [False, True, False, False, True]
     """
 
-    inner_optimizer: Any = None
+    inner: Any = None
+    inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
     iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
     learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
+    around_row_changes: Any = contextlib.nullcontext  # what has others than the weights in place
     loss_scale_factor = _of_inner("loss_scale_factor", "The inner optimizer's loss scale factor.")
     optimizers = _of_inner("optimizers", "Those of an inner `MultiOptimizer`, set one by one.")
 
@@ -110,8 +107,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         check_backend()
         inner_optimizer = checked_inner_optimizer(inner_optimizer, MaskedOptimizer)
         asked = Asked(trainable_rows, row_learning_rates, is_lazy=lazy)
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        # No number, which a checkpoint would hold and a stock optimizer take for its own.
+        super().__init__(learning_rate=lambda: 0.0, name=name)
+        self.inner = inner_optimizer
         # The function that builds the optimizer looks up first, and must read sparsely too.
         for target, _ in asked.rows:
             for table in variables_before_build(target):
@@ -119,7 +117,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         self._asked = asked
         self._masking: Any = None  # a `Masking`, once built
         self.chosen_row_ids: RowIds | None = None
-        self._num_row_changes = 0
+        self.num_row_changes = 0  # how many times rows were chosen, by `build` and since
 
     @property
     def trainable_rows(self) -> dict[Any, Any]:
@@ -209,13 +207,14 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         {'table': Rows('1:3', num_rows=4)}
         """
         if self._masking is not None:
-            self._change_rows(self.check_rows(trainable_rows, self._masking.variables))
+            tables = self.check_rows(trainable_rows, self._masking.variables)
+            with self.around_row_changes():
+                self._change_rows(tables)
         self._asked = self._asked.but(trainable_rows=trainable_rows)
 
     def _change_rows(self, tables: Sequence[MaskedTable]) -> None:
-        masking = self._masking
-        outside_of_graphs(lambda: masking.change_rows(tables), masking.strategy)
-        self._num_row_changes += 1
+        outside_of_graphs(lambda: self._masking.change_rows(tables), self._masking.strategy)
+        self.num_row_changes += 1
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Finds the tables among `variables` and builds the inner optimizer.
@@ -241,7 +240,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         masking = Masking(tables, self._asked, self.inner_optimizer)
         self._masking = masking
         self.chosen_row_ids = RowIds(masking.tables, masking.variables, self._change_rows)
-        self._num_row_changes += 1
+        self.num_row_changes += 1
         # Keras would record the variables here, and every checkpoint would hold them.
         super().build([])
 
@@ -338,11 +337,6 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         """For each table, the number of rows that functions are traced for; `None` for any."""
         return tuple(table.fixed_length for table in getattr(self._masking, "tables", []))
 
-    @property
-    def num_row_changes(self) -> int:
-        """How many times rows have been chosen, by `build` and since."""
-        return self._num_row_changes
-
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets `variables`, in their order."""
         if not self.built:
@@ -377,12 +371,9 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 "The config of a `MaskedOptimizer` must have a name, inner_optimizer and "
                 f"trainable_rows. Received one without {sorted(absent)}"
             )
+        make, inner = keras.saving.deserialize_keras_object, config["inner_optimizer"]
         return cls(
-            made(
-                keras.saving.deserialize_keras_object,
-                config["inner_optimizer"],
-                custom_objects=custom_objects,
-            ),
+            made(make, inner, custom_objects=custom_objects),
             decode_trainable_rows(config["trainable_rows"]),
             name=config["name"],
             row_learning_rates=decode_row_learning_rates(config.get("row_learning_rates", [])),
@@ -394,6 +385,11 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads nothing, as `save_own_variables` saves nothing."""
+
+    def __dir__(self) -> list[str]:
+        # Keras saves what it finds here by its name, and a `LossScaleOptimizer` has this name too:
+        # each would take the other's state, of which the number fits and the rows do not.
+        return [name for name in super().__dir__() if name != "inner_optimizer"]
 
     def __repr__(self) -> str:
         rows = self._asked.trainable_rows if self._masking is None else self.masked_tables()

@@ -20,7 +20,7 @@ class RowIds(keras.Layer):
     A part of the optimizer of its own, since Keras takes each number that an
     optimizer saves for a variable of it, and would give it to a stock optimizer
     that has as many. Keras finds parts by the alphabet, private names last: this one,
-    `chosen_row_ids`, before the `inner_optimizer`, whose state it makes room for.
+    `chosen_row_ids`, before `inner`, the optimizer whose state it makes room for.
     https://github.com/keras-team/keras/blob/v3.15.1/keras/src/saving/saving_lib.py#L757
 
     Args:

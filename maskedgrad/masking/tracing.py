@@ -20,7 +20,7 @@ def outside_of_graphs(
 ) -> Result:
     """Calls `function` eagerly, also where `tf.function` is tracing, in a thread of its own.
 
-    There it is in the scope of `strategy`; of none if it is not given.
+    There it is in the scope of `strategy`, of none if it is not given, and of the same device.
 
     Where the first batch builds the model and the optimizer, that happens in a
     trace. What the optimizer makes must outlive the graph of that trace, and
@@ -30,10 +30,11 @@ def outside_of_graphs(
     """
     results: list[Result] = []
     errors: list[BaseException] = []
+    device = tf.zeros([]).device or None  # in a graph it is empty, where no scope names one
 
     def call_in_scope() -> None:
         try:
-            with strategy.scope() if strategy else contextlib.nullcontext():
+            with strategy.scope() if strategy else contextlib.nullcontext(), tf.device(device):
                 results.append(function())
         except BaseException as error:
             errors.append(error)

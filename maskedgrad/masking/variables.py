@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.masking.tracing import is_compiled_by_xla
+
 
 class SparselyRead:
     """Mixed into the class of a table's variable: a lookup reads the rows it looks up, no others.
@@ -24,6 +26,10 @@ class SparselyRead:
 
     def sparse_read(self, indices: Any, name: str | None = None) -> tf.Tensor:
         """Rows of the table, in the dtype that the table has where this is called."""
+        if is_compiled_by_xla() and "loop_body" in tf.get_current_name_scope():
+            # What `tf.vectorized_map` calls a body, in which it can make one gather of many only
+            # of a tensor: it has no rule for rows of a variable. XLA copies no table to read it.
+            return tf.gather(tf.convert_to_tensor(self), indices, name=name)
         rows = on_this_replica(self._value).sparse_read(indices, name=name)
         return tf.cast(rows, self.dtype)
 
@@ -113,15 +119,16 @@ class RowVariable(keras.Variable):
 
     def _like_value(self, values: np.ndarray, shape: Any) -> tf.Variable:
         old = self._value
-        new = tf.Variable(
-            values,
-            dtype=old.dtype,
-            shape=shape,
-            trainable=old.trainable,
-            name=self.name,
-            aggregation=old.aggregation,
-            synchronization=old.synchronization,
-        )
+        with beside(self):
+            new = tf.Variable(
+                values,
+                dtype=old.dtype,
+                shape=shape,
+                trainable=old.trainable,
+                name=self.name,
+                aggregation=old.aggregation,
+                synchronization=old.synchronization,
+            )
         _take_id(new, old)
         return new
 
@@ -173,7 +180,7 @@ class StandIn(RowVariable):
     ):
         self._original_path = original.path
         scope = original.value.name.rpartition("/")[0]
-        with tf.name_scope(f"{scope}/" if scope else ""):
+        with tf.name_scope(f"{scope}/" if scope else ""), beside(original):
             super().__init__(
                 value,
                 dtype=dtype or original.dtype,
@@ -210,6 +217,11 @@ def num_rows_of(variable: tf.Variable) -> tf.Tensor:
 def strategy_of(variable: keras.Variable) -> tf.distribute.Strategy:
     """The strategy that a variable was made in."""
     return getattr(variable.value, "distribute_strategy", tf.distribute.get_strategy())
+
+
+def beside(variable: keras.Variable) -> contextlib.AbstractContextManager[None]:
+    """A context in which variables are made on the device that a variable is on."""
+    return tf.device(on_first_device(variable).device)
 
 
 def on_first_device(variable: keras.Variable) -> tf.Variable:

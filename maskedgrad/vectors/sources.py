@@ -200,7 +200,7 @@ def _checked(word: str, value: Any, width: int) -> np.ndarray:
     is_real = np.can_cast(vector.dtype, np.longdouble) and vector.dtype != bool
     if vector.ndim != 1 or not is_real or not vector.size:
         raise ValueError(
-            "A vector must be a flat array of numbers that are not complex. Received for "
+            "A vector must be a flat array of real numbers. Received for "
             f"{word!r}: an array of shape {vector.shape} and dtype {vector.dtype}. Leave the word "
             "out, or give its numbers alone: `numpy.asarray(vector).real` of complex ones."
         )

@@ -1,11 +1,13 @@
 """Layers, backbones and tasks of keras_hub, made from a small config, with nothing to download."""
 
+import re
+
 import keras
 import keras_hub
 import numpy as np
 import pytest
 
-from maskedgrad import AlongAxis, MaskedOptimizer, MaskedTrainStep
+from maskedgrad import AlongAxis, MaskedOptimizer, MaskedTrainStep, summary
 from tests.compatibility.helpers import (
     IDS,
     LENGTH,
@@ -352,6 +354,31 @@ def test_a_loaded_masked_task_trains_its_rows(tmp_path):
     for each in (model, loaded):
         each.train_on_batch(SENTENCES)
         assert_only_trained(before, each.backbone.token_embedding.embeddings.numpy(), ids)
+
+
+@works(
+    MODELS,
+    "A task with frozen layers or LoRA, saved and loaded",
+    "Neither is saved, by Keras and keras_hub themselves: what was frozen trains again, but for "
+    "the rows of a masked table. Freeze it again before `compile`; `maskedgrad.summary` shows "
+    "what trains.",
+)
+def test_a_summary_shows_that_a_loaded_task_trains_what_was_frozen(tmp_path):
+    model, tokens, ids = gpt2(MaskedCausalLM, gpt2_preprocessor())
+    model.backbone.enable_lora(2)
+    tokens.trainable = True
+    model.compile(MaskedOptimizer("adamw", {tokens: ids}))
+    model.save(tmp_path / "task.keras")
+    loaded = keras.saving.load_model(tmp_path / "task.keras")
+    assert not [variable for variable in loaded.weights if "lora" in variable.path]
+    assert len(loaded.trainable_variables) > len(model.trainable_variables)
+    shown = []
+    for each in (model, loaded):
+        lines: list[str] = []
+        summary(each, print_fn=lines.append)
+        found = re.search(r"Trainable parameters: ([\d,]+)", "\n".join(lines))
+        shown.append(int(found[1].replace(",", "")))
+    assert shown[1] > shown[0]
 
 
 @refused(

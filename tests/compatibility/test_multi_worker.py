@@ -217,8 +217,8 @@ def test_what_crosses_workers_for_a_table_is_its_trainable_rows(two_workers):
 @works(*MULTI_WORKER)
 def test_only_the_chief_writes_files(two_workers):
     chief, other = of(two_workers["files"])
-    written = {"board", "checkpoint.keras", "log.csv", "model.keras", "model.weights.h5"}
-    assert set(chief["names"]) == written
+    written = {"board", "by place.csv", "checkpoint.keras", "log.csv", "model.keras"}
+    assert set(chief["names"]) == {*written, "model.weights.h5"}
     assert other["names"] == []
 
 

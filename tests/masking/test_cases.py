@@ -286,16 +286,79 @@ def test_two_tables_of_one_path_are_told_by_what_lists_them():
     assert [table.rows for table in model.optimizer.masked_tables()] == [Rows([4], 6), Rows([5], 6)]
 
 
-def test_an_optimizer_around_a_masked_one_is_refused_unless_it_scales_the_loss():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("inner_optimizer", "No optimizer can be around"), ("slow", "every row would train")],
+)
+def test_an_optimizer_around_a_masked_one_is_refused_unless_it_scales_the_loss(name, message):
     class Around(keras.optimizers.SGD):
         def __init__(self, inner_optimizer):
-            super().__init__()
-            self.inner_optimizer = inner_optimizer
+            super().__init__(momentum=0.9)
+            setattr(self, name, inner_optimizer)
 
     model, words = make_model()
     masked = MaskedOptimizer("sgd", {words: [1]})
-    with pytest.raises(ValueError, match="No optimizer can be around"):
+    with pytest.raises(ValueError, match=message):
         model.compile(Around(masked), loss="mse")
     model.compile(keras.optimizers.LossScaleOptimizer(masked), loss="mse")
     assert model.optimizer is masked
     assert isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+class TouchedRows(Kept):
+    """Momentum; of the rows in slices alone, where it is given slices."""
+
+    def keep(self, variable):
+        return self.add_variable_from_reference(variable, "momentum")
+
+    def update_step(self, gradient, variable, learning_rate):
+        momentum = self.kept[self._get_variable_index(variable)]
+        if isinstance(gradient, tf.IndexedSlices):
+            new = 0.9 * tf.gather(momentum, gradient.indices) + gradient.values
+            momentum.value.scatter_update(tf.IndexedSlices(new, gradient.indices))
+            variable.scatter_sub(tf.IndexedSlices(learning_rate * new, gradient.indices))
+        else:
+            momentum.assign(0.9 * momentum + gradient)
+            variable.assign_sub(learning_rate * momentum)
+
+
+@pytest.mark.parametrize(
+    ("rows", "lazy", "is_given_slices"),
+    [([1, 2], False, False), ([1, 2], True, True), (range(6), False, True)],
+    ids=["some", "lazy", "all"],
+)
+def test_what_an_optimizer_that_treats_slices_in_its_own_way_is_given(rows, lazy, is_given_slices):
+    table = keras.Variable(VALUES, name="table")
+    optimizer = MaskedOptimizer(TouchedRows(), {"table": rows}, lazy=lazy)
+    bare_table, bare = keras.Variable(VALUES[list(rows)], name="table"), TouchedRows()
+    for row in (1, 2, 2):
+        ones = tf.ones([1, 4])
+        optimizer.apply([tf.IndexedSlices(ones, tf.constant([row]), tf.constant([6, 4]))], [table])
+        shape = tf.constant(bare_table.shape, tf.int32)
+        gradient = tf.IndexedSlices(ones, tf.constant([list(rows).index(row)]), shape)
+        bare.apply([gradient if is_given_slices else tf.convert_to_tensor(gradient)], [bare_table])
+    assert_same_bits(table.numpy()[list(rows)], bare_table, "the rows that train")
+
+
+def test_a_checkpoint_of_a_masked_optimizer_has_no_learning_rate_for_a_stock_one(tmp_path):
+    table = keras.Variable(VALUES, name="table")
+    masked, stock = MaskedOptimizer("adam", {"table": [1]}), keras.optimizers.Adam(0.5)
+    for optimizer in (masked, stock):
+        optimizer.build([table])
+    prefix = tf.train.Checkpoint(optimizer=masked).save(tmp_path / "state")
+    tf.train.Checkpoint(optimizer=stock).restore(prefix).expect_partial()
+    assert float(stock.learning_rate) == 0.5
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rows_and_their_state_are_on_the_device_of_the_table(jit_compile):
+    with tf.device("/CPU:1"):
+        model, words = make_model()
+        model.compile("adam", "mse", jit_compile=jit_compile, trainable_rows={words: [1, 2]})
+        model.fit(X, Y, verbose=0)
+        model.set_trainable_rows({words: [1, 2, 5]})
+        before = words.get_weights()[0]
+        model.fit(X, Y, verbose=0)
+    assert {variable.value.device[-5:] for variable in model.optimizer.variables} == {"CPU:1"}
+    moved = (words.get_weights()[0] != before).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == [1, 2, 5]

@@ -294,6 +294,8 @@ def files(strategy):
     ]
     kept = callbacks.BackupAndRestore(Path(sys.argv[1]) / "backup")
     model.fit(X, Y, **OPTIONS, callbacks=[*written, kept])
+    by_place = keras.callbacks.CSVLogger(folder / "by place.csv")
+    model.fit(X, Y, BATCH_SIZE, 1, 0, [by_place])
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")
     refusals = []

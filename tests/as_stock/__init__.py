@@ -1,0 +1,1 @@
+"""What stock Keras does and what happens with a `MaskedOptimizer` of all rows, side by side."""

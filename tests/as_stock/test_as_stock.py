@@ -1,0 +1,77 @@
+"""Whatever stock Keras does, the same model does with a `MaskedOptimizer` of all rows."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.as_stock import callbacks, inputs, losses, optimizers, places, running, saving
+from tests.as_stock.harness import (
+    DIFFER,
+    MODEL,
+    OFTEN,
+    OPTIMIZER,
+    SITUATIONS,
+    STOCK,
+    as_stock,
+    differences,
+    outcome,
+)
+
+MODULES = (callbacks, inputs, losses, optimizers, places, running, saving)
+each_situation = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.thorough) for n in SITUATIONS]
+)
+
+
+@each_situation
+def test_a_masked_model_of_all_rows_is_as_stock(name):
+    assert_as_stock(name, MODEL)
+
+
+@pytest.mark.thorough
+@each_situation
+def test_a_stock_model_with_a_masked_optimizer_of_all_rows_is_as_stock(name):
+    assert_as_stock(name, OPTIMIZER)
+
+
+def assert_as_stock(name, way):
+    situation = SITUATIONS[name]
+    found = differences(outcome(situation, way), as_stock(situation))
+    assert bool(found) == (name in DIFFER), found
+
+
+@pytest.mark.thorough
+@each_situation
+def test_stock_keras_is_as_itself(name):
+    assert not differences(outcome(SITUATIONS[name], STOCK), as_stock(SITUATIONS[name]))
+
+
+AFTER_THE_MAIN_THREAD = """
+import threading
+from tests.as_stock.harness import MODEL, STOCK, differences, fitted, outcome
+
+def train():
+    threading.main_thread().join()
+    results = [outcome(lambda way: fitted(way.small(run_eagerly=False)), w) for w in (MODEL, STOCK)]
+    print(results[1]["error"], differences(*results), flush=True)
+
+threading.Thread(target=train).start()
+"""
+
+
+@pytest.mark.processes
+def test_training_in_a_thread_after_the_main_thread_has_ended_is_as_stock():
+    command = [sys.executable, "-c", AFTER_THE_MAIN_THREAD]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == ["[]"], ended.stderr
+
+
+def test_there_are_situations_of_every_callback_and_schedule():
+    assert callbacks.callback_classes() == callbacks.CALLBACKS.keys() | callbacks.NOT_HERE.keys()
+    assert optimizers.schedule_classes() == optimizers.SCHEDULES.keys()
+
+
+def test_there_are_enough_situations():
+    assert len(SITUATIONS) >= 60
+    assert all(module.__doc__ for module in MODULES)
