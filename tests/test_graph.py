@@ -53,8 +53,8 @@ def compiled_lazily(optimizer, num_trainable, **options):
     return model
 
 
-def large_operations(step, batch) -> list[str]:
-    """The operations that compute as many numbers as the table has rows, or more.
+def large_operations(step, batch, size=NUM_ROWS) -> list[str]:
+    """The operations that compute `size` numbers, as many as the table has rows, or more.
 
     TensorFlow runs what the outputs and the side effects of a function need,
     so what neither needs is not looked at. Nor is a read of which nobody takes
@@ -65,7 +65,7 @@ def large_operations(step, batch) -> list[str]:
     """
     concrete = tf.function(step, autograph=False).get_concrete_function(batch)
     # A graph that calls the step has it, and all that it calls, in its library.
-    caller = tf.function(lambda: concrete(batch), autograph=False).get_concrete_function()
+    caller = tf.function(concrete, autograph=False).get_concrete_function(batch)
     library = caller.graph.as_graph_def(add_shapes=True).library
     assert library.function
     return [
@@ -73,7 +73,7 @@ def large_operations(step, batch) -> list[str]:
         for function in library.function
         for node in needed_nodes(function)
         for shape in output_shapes(node)
-        if np.prod(shape) >= NUM_ROWS
+        if np.prod(shape) >= size
     ]
 
 
