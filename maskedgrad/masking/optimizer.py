@@ -14,12 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.gradients import Gradient
-from maskedgrad.masking.inner import (
-    check_backend,
-    check_unbuilt,
-    checked_inner_optimizer,
-    made,
-)
+from maskedgrad.masking.inner import check_backend, check_unbuilt, checked_inner_optimizer, made
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again

@@ -1,7 +1,8 @@
 """Rows of a tensor, selected from what the tensor is made of."""
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -9,12 +10,6 @@ import tensorflow as tf
 from maskedgrad.masking.variables import gather_rows, num_rows_of
 
 Axes: TypeAlias = "list[int | None] | None"
-
-# Operations on single numbers, which may broadcast.
-BY_ELEMENT = {
-    *("AddN", "AddV2", "Cast", "Identity", "Mul", "Neg", "RealDiv", "SelectV2", "Sub"),
-    "ZerosLike",
-}
 
 
 def selected_rows(
@@ -48,15 +43,12 @@ def selected_rows(
         op = tensor.op
         if op.type == "UnsortedSegmentSum" and axis == 0:
             return rows_of_slices(tf.IndexedSlices(*op.inputs[:2]), ids, length)
-        if op.type == "Reshape" and (before := _before_reshape(op, axis)):
-            whole, place = before
+        if op.type == "Reshape" and (rows := _before_reshape(op, axis, select)) is not None:
             # Rows keep all sizes but their number.
-            sizes = [-1 if each == axis else size for each, size in enumerate(tensor.shape)]
-            if whole is op.inputs[0]:
-                return tf.reshape(select(whole, place), sizes)
-            rows = [select(whole, place), op.inputs[0].op.inputs[1]]
-            return tf.reshape(_like(op.inputs[0].op, rows), sizes)
-        if axes := _axes_of_inputs(op, axis):
+            sizes = enumerate(tensor.shape)
+            return tf.reshape(rows, [-1 if each == axis else size for each, size in sizes])
+        rule = AXES_OF_INPUTS.get(op.type)
+        if tensor.shape.rank and rule and (axes := rule(op, axis)):
             inputs = zip(op.inputs, axes, strict=True)
             return _like(op, [each if at is None else select(each, at) for each, at in inputs])
     return tf.gather(tensor, tf.ensure_shape(tf.convert_to_tensor(ids), [length]), axis=axis)
@@ -108,76 +100,70 @@ def _like(op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Tensor:
     return op.graph.create_op(op.type, inputs, [op.outputs[0].dtype], attrs=attributes).outputs[0]
 
 
-def _axes_of_inputs(op: tf.Operation, axis: int) -> Axes:
-    """Along which axis of each input rows of an operation's output are made.
-
-    `None` for an input that they need whole, and at all where no rule tells.
-    """
-    shapes = [each.shape for each in op.inputs]
-    if any(shape.rank is None for shape in shapes):
-        return None
-    if op.type in BY_ELEMENT:
-        return _axes_by_element(shapes, op.outputs[0].shape, axis)
-    if op.type == "Transpose":
-        order = _order(op.inputs[1])
-        return None if order is None else [order[axis], None]
-    if op.type in {"MatMul", "BatchMatMulV2"}:
-        names = ["transpose_a", "transpose_b"] if op.type == "MatMul" else ["adj_x", "adj_y"]
-        first, second = map(op.get_attr, names)
-        from_end = axis - op.outputs[0].shape.rank
-        a, b = (shape.rank for shape in shapes)
-        return {-2: [a - 1 if first else a - 2, None], -1: [None, b - 2 if second else b - 1]}.get(
-            from_end
-        )
-    if op.type == "Einsum":
-        return _axes_in_einsum(op.get_attr("equation").decode(), axis)
-    return None
-
-
-def _order(permutation: tf.Tensor) -> list[int] | None:
-    # The gradient of a transpose inverts its order by an operation.
-    is_inverse = permutation.op.type == "InvertPermutation"
-    order = tf.get_static_value(permutation.op.inputs[0] if is_inverse else permutation)
-    if order is None:
-        return None
-    return (np.argsort(order) if is_inverse else order).tolist()
-
-
-def _axes_by_element(shapes: list[tf.TensorShape], shape: tf.TensorShape, axis: int) -> Axes:
-    if shape.rank is None or shape[axis] in {None, 1}:
-        return None
-    from_end = axis - shape.rank
-    axes: list[int | None] = []
-    for each in shapes:
-        broadcasts = each.rank < -from_end or each[from_end] == 1
-        if not broadcasts and each[from_end] != shape[axis]:
-            return None
-        axes.append(None if broadcasts else each.rank + from_end)
-    return axes
-
-
-def _axes_in_einsum(equation: str, axis: int) -> Axes:
-    inputs, output = equation.split("->")
-    if "." in equation or any(len(set(each)) < len(each) for each in inputs.split(",")):
-        return None
-    axes = [each.find(output[axis]) for each in inputs.split(",")]
-    return [None if each < 0 else each for each in axes]
-
-
-def _before_reshape(op: tf.Operation, axis: int) -> tuple[tf.Tensor, int] | None:
-    """The tensor that is reshaped, and where in it the rows lie; `None` if no axis is theirs.
-
-    Where it is a sum over what was broadcast, the tensor that is summed.
-    """
+def _before_reshape(op: tf.Operation, axis: int, select: Callable[..., Any]) -> Any:
+    """The rows before they are reshaped; `None` where no axis is theirs."""
     value, shape = op.inputs[0], op.outputs[0].shape
     if not shape.is_fully_defined():
         return None
     if value.op.type == "Sum" and value.op.inputs[1].op.type == "BroadcastGradientArgs":
-        summed = value.op.inputs[0]
+        summed, along = value.op.inputs  # over what the forward pass has broadcast
         place = (summed.shape.rank or 0) - shape.rank + axis
-        return (summed, place) if place >= 0 and summed.shape[place] == shape[axis] > 1 else None
-    if value.shape.is_fully_defined():
+        if place >= 0 and summed.shape[place] == shape[axis] > 1:
+            return _like(value.op, [select(summed, place), along])
+    elif value.shape.is_fully_defined():
         for place, size in enumerate(value.shape):
             if size == shape[axis] and math.prod(value.shape[:place]) == math.prod(shape[:axis]):
-                return value, place
+                return select(value, place)
     return None
+
+
+def _axis_of_all(op: tf.Operation, axis: int) -> Axes:
+    return [axis] * len(op.inputs)
+
+
+def _axes_broadcast(op: tf.Operation, axis: int) -> Axes:
+    shape, from_end = op.outputs[0].shape, axis - op.outputs[0].shape.rank
+    axes: list[int | None] = []
+    for each in (value.shape for value in op.inputs):
+        is_broadcast = each.rank is not None and (each.rank < -from_end or each[from_end] == 1)
+        if shape[axis] in {None, 1} or not (is_broadcast or each[from_end] == shape[axis]):
+            return None
+        axes.append(None if is_broadcast else each.rank + from_end)
+    return axes
+
+
+def _axes_transposed(op: tf.Operation, axis: int) -> Axes:
+    # The gradient of a transpose inverts its order by an operation.
+    is_inverse = op.inputs[1].op.type == "InvertPermutation"
+    order = tf.get_static_value(op.inputs[1].op.inputs[0] if is_inverse else op.inputs[1])
+    if order is None:
+        return None
+    return [int((np.argsort(order) if is_inverse else order)[axis]), None]
+
+
+def _axes_of_product(op: tf.Operation, axis: int) -> Axes:
+    is_second = axis == op.outputs[0].shape.rank - 1
+    if axis < op.outputs[0].shape.rank - 2:
+        return None
+    names = ["transpose_a", "transpose_b"] if op.type == "MatMul" else ["adj_x", "adj_y"]
+    is_last = is_second != op.get_attr(names[is_second])
+    place = op.inputs[is_second].shape.rank - (1 if is_last else 2)
+    return [None, place] if is_second else [place, None]
+
+
+def _axes_by_label(op: tf.Operation, axis: int) -> Axes:
+    inputs, output = op.get_attr("equation").decode().split("->")
+    if "." in inputs or any(len(set(each)) < len(each) for each in inputs.split(",")):
+        return None
+    return [each.find(output[axis]) if output[axis] in each else None for each in inputs.split(",")]
+
+
+# Along which axis of each input rows of an operation's output are made: `None` for an input
+# that they need whole, and at all where that cannot be told.
+AXES_OF_INPUTS: dict[str, Callable[[tf.Operation, int], Axes]] = {
+    **dict.fromkeys(["AddN", "Cast", "Identity", "Neg", "ZerosLike"], _axis_of_all),
+    **dict.fromkeys(["AddV2", "Mul", "RealDiv", "SelectV2", "Sub"], _axes_broadcast),
+    **dict.fromkeys(["MatMul", "BatchMatMulV2"], _axes_of_product),
+    "Transpose": _axes_transposed,
+    "Einsum": _axes_by_label,
+}
