@@ -61,6 +61,10 @@ TESTS = {
         "tests/masking/test_along_axis.py::test_gradients_are_masked_along_any_axis",
         "tests/masking/test_along_axis.py::test_rows_along_any_axis_train_as_if_alone[SGD]",
     ],
+    "maskedgrad/masking/selection.py": [
+        "tests/masking/test_selection.py",
+        "tests/masking/test_gradients.py",
+    ],
     "maskedgrad/masking/compact.py": [
         "tests/masking/test_lazy.py",
         "tests/masking/test_along_axis.py",

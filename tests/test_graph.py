@@ -1,5 +1,7 @@
 """No operation of a step is as large as the table: what the graphs say, and what memory says."""
 
+import collections
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,11 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.python.framework import op_callbacks
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
-from tests.features import needs, some_optimizer_classes
+from tests.features import feature, needs, some_optimizer_classes
+
+ReversibleEmbedding = feature("layers.ReversibleEmbedding")
+if ReversibleEmbedding is None:  # keras_hub had it before Keras did
+    from keras_hub.layers import ReversibleEmbedding
 
 NUM_ROWS, WIDTH = 10_007, 3  # a prime that is far above every other size here
 BATCH, LENGTH = 4, 5
@@ -53,8 +59,8 @@ def compiled_lazily(optimizer, num_trainable, **options):
     return model
 
 
-def large_operations(step, batch) -> list[str]:
-    """The operations that compute as many numbers as the table has rows, or more.
+def large_operations(step, batch, size=NUM_ROWS) -> list[str]:
+    """The operations that compute `size` numbers, as many as the table has rows, or more.
 
     TensorFlow runs what the outputs and the side effects of a function need,
     so what neither needs is not looked at. Nor is a read of which nobody takes
@@ -65,7 +71,7 @@ def large_operations(step, batch) -> list[str]:
     """
     concrete = tf.function(step, autograph=False).get_concrete_function(batch)
     # A graph that calls the step has it, and all that it calls, in its library.
-    caller = tf.function(lambda: concrete(batch), autograph=False).get_concrete_function()
+    caller = tf.function(concrete, autograph=False).get_concrete_function(batch)
     library = caller.graph.as_graph_def(add_shapes=True).library
     assert library.function
     return [
@@ -73,7 +79,7 @@ def large_operations(step, batch) -> list[str]:
         for function in library.function
         for node in needed_nodes(function)
         for shape in output_shapes(node)
-        if np.prod(shape) >= NUM_ROWS
+        if np.prod(shape) >= size
     ]
 
 
@@ -276,17 +282,86 @@ def test_a_table_that_trains_whole_is_seen():
     assert large_operations(model.train_step, (tf.constant(TOKENS), tf.constant(LABELS)))
 
 
-def test_a_tied_output_layer_is_the_exception():
-    inputs = keras.Input((LENGTH,), batch_size=BATCH, dtype="int32")
-    words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+class Tied(keras.layers.Layer):
+    """Scores every word by its row of the table of `words`."""
 
-    class Tied(keras.layers.Layer):
-        def call(self, hidden):
-            return keras.ops.matmul(hidden, keras.ops.transpose(words.embeddings))
+    def __init__(self, words):
+        super().__init__()
+        self.table = lambda: words.embeddings
 
-    model = MaskedModel(inputs, Tied()(pooled(words(inputs))))
-    model.compile(MaskedOptimizer("adam", {words: IDS}), loss="mse")
-    assert large_operations(model.predict_step, (tf.constant(TOKENS),))
+    def call(self, hidden):
+        return keras.ops.matmul(hidden, keras.ops.transpose(self.table()))
+
+
+def tied_model(model_class, by_layer):
+    """A model whose table is its output layer too, and the layer that owns the table."""
+    inputs = keras.Input((LENGTH,), batch_size=1, dtype="int32")
+    if by_layer:
+        words = keras.layers.Embedding(NUM_ROWS, 8, name="words")
+    else:
+        words = ReversibleEmbedding(NUM_ROWS, 8, name="words")
+    output = Tied(words) if by_layer else functools.partial(words, reverse=True)
+    return model_class(inputs, output(keras.layers.Dense(8)(words(inputs)))), words
+
+
+def operations_on_the_table(model, size, batch):
+    """How many operations of each type a step has that compute as many numbers as the table."""
+    operations = large_operations(model.train_step, batch, size)
+    return collections.Counter(operation.split()[0] for operation in operations)
+
+
+def assert_no_gradient_is_made_of(table, model, frozen, batch):
+    """A step does nothing with the table that the step of a frozen table does not, but read it."""
+    model.train_on_batch(*batch)
+    frozen.train_on_batch(*batch)
+    tensors = keras.tree.map_structure(tf.constant, tuple(batch))
+    size = int(np.prod(table.shape))
+    computed, expected = (operations_on_the_table(each, size, tensors) for each in (model, frozen))
+    assert expected
+    assert set(computed - expected) <= {"ReadVariableOp", "Identity"}
+
+
+NEXT = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize("model_class", [keras.Model, MaskedModel])
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_a_tied_output_makes_no_gradient_of_the_table(by_layer, model_class):
+    (model, words), (frozen, its_words) = (
+        tied_model(each, by_layer) for each in (model_class, keras.Model)
+    )
+    its_words.trainable = False
+    model.compile(MaskedOptimizer("adam", {words: IDS}), loss=NEXT)
+    frozen.compile("adam", loss=NEXT)
+    batch = TOKENS[:1], np.roll(TOKENS[:1], 1, axis=1)
+    assert_no_gradient_is_made_of(words.embeddings, model, frozen, batch)
+
+
+def memory_of(table) -> tuple[int, bool]:
+    """Where a table lies in memory, and whether dense reads share that memory."""
+    first, second = table.value.read_value(), table.value.read_value()
+    at, also_at = (np.asarray(memoryview(each)).ctypes.data for each in (first, second))
+    return at, at == also_at
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"steps_per_execution": 2}, marks=pytest.mark.thorough),
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.thorough),
+        pytest.param({"jit_compile": True}, marks=pytest.mark.thorough),
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+def test_a_tied_table_is_neither_moved_nor_copied(options):
+    model, words = tied_model(MaskedModel, by_layer=False)
+    model.compile(MaskedOptimizer("adam", {words: IDS}), loss=NEXT, **options)
+    before = memory_of(words.embeddings)
+    for _ in range(2):
+        model.fit(TOKENS[:1], np.roll(TOKENS[:1], 1, axis=1), verbose=0)
+        assert memory_of(words.embeddings) == before
+        assert before[1]
 
 
 PEAK_SCRIPT = """

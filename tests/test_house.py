@@ -142,9 +142,13 @@ def test_a_file_of_the_heart_has_at_most_400_lines(path):
     assert num_lines(path) <= 400
 
 
-def test_the_heart_has_at_most_2200_lines():
-    """Of which steps on touched rows, and the trials that tell who can make them, are 450."""
-    assert sum(map(num_lines, HEART.glob("*.py"))) <= 2200
+def test_the_heart_has_at_most_2400_lines():
+    """Of which steps on touched rows, and the trials that tell who can make them, are 450.
+
+    And 180 are what a tied output needs: rows of a gradient that is never made, and reads of the
+    table that are no copies. By them its step costs half of what it did, and two tables less.
+    """
+    assert sum(map(num_lines, HEART.glob("*.py"))) <= 2400
 
 
 def num_lines(path: Path) -> int:

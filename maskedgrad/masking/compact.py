@@ -21,6 +21,7 @@ from maskedgrad.masking.variables import (
     on_first_device,
     on_this_replica,
     read_sparsely,
+    share_reads,
 )
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
@@ -217,9 +218,11 @@ class CompactTable:
             ids, after = rows.used(tf.convert_to_tensor(ids)), rows.used(tf.identity(compact))
             written = values(lambda: _rows_of(table, ids, self.axis), after, *args)
             if self.axis == 0:
-                return table.scatter_update(tf.IndexedSlices(written, ids))
-            places = places_of_elements(self.variable.shape, ids, self.axis)
-            return table.scatter_nd_update(places, written)
+                table.scatter_update(tf.IndexedSlices(written, ids))
+            else:
+                places = places_of_elements(self.variable.shape, ids, self.axis)
+                table.scatter_nd_update(places, written)
+            return share_reads(table)
 
         if rows.ids is None:
             return

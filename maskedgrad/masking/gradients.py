@@ -5,7 +5,8 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from maskedgrad.masking.variables import gather_rows, num_rows_of
+from maskedgrad.masking.selection import rows_of_slices, search, selected_rows
+from maskedgrad.masking.variables import gather_rows
 from maskedgrad.rows.aliases import TrainableRows
 from maskedgrad.rows.gradients import check_number, check_shape
 from maskedgrad.rows.targets import MaskedTable, named, resolve
@@ -19,8 +20,9 @@ def compact_gradient(
     """The trainable rows of a table's gradient.
 
     Equivalent to `tf.gather(tf.convert_to_tensor(gradient), ids, axis=axis)`,
-    without ever making the dense gradient of `IndexedSlices` for axis 0. Slices
-    of ids that the table does not have are dropped.
+    without ever making the dense gradient of `IndexedSlices` for axis 0, nor, in a
+    graph, that of an output tied to the table. Slices of ids that the table does not
+    have are dropped.
 
     Args:
         gradient: a tensor of shape `(V, ...)`, `IndexedSlices`, which may repeat
@@ -38,13 +40,8 @@ def compact_gradient(
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices) and axis == 0:
-        places, is_trainable = _search(ids, tf.cast(gradient.indices, ids.dtype))
-        # Slices whose segment id is negative are dropped: that is the mask.
-        segments = tf.where(is_trainable, places, -1)
-        num_ids = num_rows_of(ids) if length is None else length
-        return tf.math.unsorted_segment_sum(gradient.values, segments, num_ids)
-    selected = tf.ensure_shape(tf.convert_to_tensor(ids), [length])
-    return tf.gather(tf.convert_to_tensor(gradient), selected, axis=axis)
+        return rows_of_slices(gradient, ids, length)
+    return selected_rows(tf.convert_to_tensor(gradient), ids, axis, length)
 
 
 def touched_rows(
@@ -70,7 +67,7 @@ def touched_rows(
     ([[5.0]], [3], [1])
     """
     looked_up = tf.cast(gradient.indices, ids.dtype)
-    places, is_trainable = _search(ids, looked_up)
+    places, is_trainable = search(ids, looked_up)
     trained = tf.where(is_trainable)[:, 0]
     # All in int64, since int32 is computed on the host where there is a GPU.
     touched, segments = tf.unique(tf.gather(places, trained), tf.int64)
@@ -86,32 +83,6 @@ def touched_rows(
     segments = tf.tensor_scatter_nd_update(dropped, trained[:, None], segments)
     values = tf.math.unsorted_segment_sum(gradient.values, segments, tf.size(touched))
     return values, gather_rows(ids, touched), touched
-
-
-def _search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """For each id that is looked up its place among `ids`, int64, and whether it is there."""
-    num_ids = num_rows_of(ids)
-    last = tf.cast(num_ids - 1, ids.dtype)
-    lowest, highest = gather_rows(ids, 0), gather_rows(ids, last)
-
-    def by_halving() -> tf.Tensor:
-        def halve(num_left: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            half = num_left // 2
-            further = places + tf.cast(half, places.dtype)
-            is_further = gather_rows(ids, further) <= looked_up
-            return num_left - half, tf.where(is_further, further, places)
-
-        # Not `tf.searchsorted`: it reads all ids, and XLA compares each with each.
-        first = [num_ids, tf.zeros_like(looked_up)]
-        return tf.while_loop(lambda num_left, _: num_left > 1, halve, first)[1]
-
-    # Ids that are a range need no search.
-    places = tf.cond(
-        highest - lowest == last,
-        lambda: tf.clip_by_value(looked_up - lowest, 0, last),
-        by_halving,
-    )
-    return places, gather_rows(ids, places) == looked_up
 
 
 def mask_gradients(

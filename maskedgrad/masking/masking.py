@@ -116,6 +116,9 @@ class Masking:
         for table in self.tables:
             check_shape(given.get(id(table.variable)), table.variable)
         with tf.control_dependencies([check for table in self.tables for check in table.checks()]):
+            are_whole_reads = any(
+                isinstance(given.get(id(table.variable)), tf.Tensor) for table in self.tables
+            )
             keeps_idle = self._state.keeps_idle_rows(self.inner_optimizer)
             rows = []
             for table in self.tables:
@@ -125,8 +128,13 @@ class Masking:
                     gradient = tf.convert_to_tensor(gradient)
                 given[id(table.variable)], chosen = table.rows_of_step(gradient, keeps_idle)
                 rows.append(chosen)
-            with self._in_place(rows, CompactTable.scatter_step):
-                selected = [given[id(variable)] for variable in variables]
+            selected = [given[id(variable)] for variable in variables]
+            # No read of the whole may last until rows are written, or TensorFlow makes a copy.
+            awaited = [each for each in selected if each is not None] if are_whole_reads else []
+            with (
+                tf.control_dependencies(awaited),
+                self._in_place(rows, CompactTable.scatter_step),
+            ):
                 apply_alone(self.inner_optimizer, selected, self.compact_variables(variables))
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from maskedgrad.masking.inner import check_backend, check_unbuilt, checked_inner
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
-from maskedgrad.masking.variables import read_sparsely, reads_sparsely
+from maskedgrad.masking.variables import read_sparsely, read_whole_if_tied, reads_sparsely
 from maskedgrad.rows import AlongAxis, MaskedTable, RowLearningRates, TrainableRows
 from maskedgrad.rows.asked import Asked
 from maskedgrad.rows.saved import (
@@ -277,6 +277,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
             trainable_variables = self._masking.variables
         trainable_variables = list(trainable_variables)
         self.build(trainable_variables)
+        read_whole_if_tied(grads, trainable_variables)
         if self._masking is None:
             fail_if_run()
             return

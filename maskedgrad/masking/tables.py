@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.variables import on_first_device, strategy_of
+from maskedgrad.masking.variables import on_first_device, share_reads, strategy_of
 
 CHUNK_BYTES = 2**24
 
@@ -50,8 +50,14 @@ def row_reader(variable: keras.Variable, axis: int = 0) -> Callable[[np.ndarray]
     if axis:
         rows = np.moveaxis(np.asarray(table.read_value()), axis, 0)
         return lambda ids: rows[ids]
-    # `sparse_read`, since TensorFlow may copy a whole table that is read densely.
-    return lambda ids: np.array(table.sparse_read(tf.constant(ids)))
+
+    def read(ids: np.ndarray) -> np.ndarray:
+        # `sparse_read`, since TensorFlow may copy a whole table that is read densely.
+        rows = np.array(table.sparse_read(tf.constant(ids)))
+        share_reads(table)
+        return rows
+
+    return read
 
 
 def read_rows(variable: keras.Variable, ids: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -77,14 +83,14 @@ def write_rows(variable: keras.Variable, ids: np.ndarray, values: np.ndarray) ->
     """
     strategy = strategy_of(variable)
     slices = tf.IndexedSlices(tf.cast(values, variable.value.dtype), tf.constant(ids))
-    with strategy.scope():
+
+    def write(table: tf.Variable, slices: tf.IndexedSlices) -> Any:
         # Unlike `assign`, this needs no second table's worth of memory.
-        strategy.extended.update(
-            variable.value,
-            lambda table, slices: table.scatter_update(slices),
-            args=(slices,),
-            group=False,
-        )
+        table.scatter_update(slices)
+        return share_reads(table)
+
+    with strategy.scope():
+        strategy.extended.update(variable.value, write, args=(slices,), group=False)
 
 
 def chunks_of_rows(variable: keras.Variable, ids: Any = None) -> Iterator[tuple[int, np.ndarray]]:

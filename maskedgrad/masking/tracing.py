@@ -57,7 +57,8 @@ def trace_again() -> None:
     https://www.tensorflow.org/guide/function#creating_tfvariables
     """
     if not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name == KERAS_TRACES:
-        tf.Variable(0.0, trainable=False, name="trace_again")
+        with contextlib.suppress(ValueError):  # a later trace, which stays as it is
+            tf.Variable(0.0, trainable=False, name="trace_again")
 
 
 def is_compiled_by_xla() -> bool:

@@ -1,14 +1,14 @@
 """Keras variables that are bent: read sparsely, of a length that changes, or in another's place."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.tracing import is_compiled_by_xla
+from maskedgrad.masking.tracing import is_compiled_by_xla, trace_again
 
 
 class SparselyRead:
@@ -23,14 +23,18 @@ class SparselyRead:
 
     dtype: Any
     _value: Any
+    _is_read_whole = False
 
     def sparse_read(self, indices: Any, name: str | None = None) -> tf.Tensor:
         """Rows of the table, in the dtype that the table has where this is called."""
-        if is_compiled_by_xla() and "loop_body" in tf.get_current_name_scope():
-            # What `tf.vectorized_map` calls a body, in which it can make one gather of many only
-            # of a tensor: it has no rule for rows of a variable. XLA copies no table to read it.
-            return tf.gather(tf.convert_to_tensor(self), indices, name=name)
-        rows = on_this_replica(self._value).sparse_read(indices, name=name)
+        table = on_this_replica(self._value)
+        # What `tf.vectorized_map` calls a body, in which it can make one gather of many only of a
+        # tensor: it has no rule for rows of a variable. XLA copies no table to read it.
+        is_mapped = is_compiled_by_xla() and "loop_body" in tf.get_current_name_scope()
+        if self._is_read_whole or is_mapped:
+            rows = tf.gather(table.read_value(), indices, name=name)
+        else:
+            rows = table.sparse_read(indices, name=name)
         return tf.cast(rows, self.dtype)
 
 
@@ -50,6 +54,27 @@ def read_sparsely(table: keras.Variable) -> None:
 def reads_sparsely(table: keras.Variable) -> bool:
     """Whether `read_sparsely` has been called for a table."""
     return isinstance(table, SparselyRead)
+
+
+def read_whole_if_tied(gradients: Iterable[Any], variables: Iterable[Any]) -> None:
+    """Makes lookups in a table with a dense gradient read it whole, as its tied output does.
+
+    TensorFlow has such reads share the memory of the table, but copies it for each
+    that follows an access to its rows alone, until `share_reads` is called.
+    """
+    for gradient, variable in zip(gradients, variables, strict=True):
+        is_tied = isinstance(gradient, tf.Tensor) and reads_sparsely(variable)
+        if is_tied and not variable._is_read_whole and not is_compiled_by_xla():
+            variable._is_read_whole = True
+            trace_again()
+
+
+def share_reads(variable: tf.Variable) -> None:
+    """Lets dense reads share the memory of a variable again, after its rows were written."""
+    # https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/core/framework/
+    # resource_var.h#L54: without this, the variable is copied at each dense read ever after.
+    if not is_compiled_by_xla():  # which has no such mode
+        tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
 
 
 @tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})

@@ -21,6 +21,7 @@ from tests.compatibility.helpers import (
 )
 from tests.compatibility.table import refused, works
 from tests.compatibility.test_layers import assert_trains_as_without_masks
+from tests.test_graph import assert_no_gradient_is_made_of, memory_of
 
 TABLES = "Layers that hold tables"
 MODELS = "Whole models of keras_hub"
@@ -451,3 +452,43 @@ def test_new_tokens_of_a_tied_llama_train():
         tables=[(tokens.embeddings, LAST, 0)],
         loss="auto",
     )
+
+
+# ---- what a tied output costs ----
+
+MANY_TOKENS = 10_007
+TIED = {
+    "GPT2": {"num_heads": 1, "max_sequence_length": 6},
+    "Gemma": {"num_query_heads": 1, "num_key_value_heads": 1, "head_dim": 16},
+    "Llama": {"num_query_heads": 1, "num_key_value_heads": 1, "tie_word_embeddings": True},
+}
+
+
+def tied_language_model(family, is_frozen):
+    options = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 16, **TIED[family]}
+    backbone = getattr(keras_hub.models, f"{family}Backbone")(
+        vocabulary_size=MANY_TOKENS, **options
+    )
+    backbone.token_embedding.trainable = not is_frozen
+    causal_lm = getattr(keras_hub.models, f"{family}CausalLM")
+    return causal_lm(backbone, compile=False), backbone.token_embedding
+
+
+@works(
+    MODELS,
+    "`GPT2CausalLM`, `GemmaCausalLM` and `LlamaCausalLM`, tied, at the cost of a frozen table",
+    "Neither the dense gradient of the table nor a copy of it is made.",
+)
+@pytest.mark.thorough  # `tests/test_graph.py` has smaller models
+@pytest.mark.parametrize("family", TIED)
+def test_a_tied_language_model_makes_no_gradient_of_its_table(family):
+    (model, tokens), (frozen, _) = (
+        tied_language_model(family, is_frozen) for is_frozen in (False, True)
+    )
+    model.compile(MaskedOptimizer("adam", {tokens: LAST}), loss=NEXT_TOKEN, jit_compile=False)
+    frozen.compile("adam", loss=NEXT_TOKEN, jit_compile=False)
+    x = {name: value[:1] for name, value in PROMPTS.items()}
+    batch = x, np.roll(x["token_ids"], -1, axis=1)
+    before = memory_of(tokens.embeddings)
+    assert_no_gradient_is_made_of(tokens.embeddings, model, frozen, batch)
+    assert memory_of(tokens.embeddings) == before

@@ -1,0 +1,169 @@
+"""Rows of a tensor, selected from what the tensor is made of."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from maskedgrad.masking.variables import gather_rows, num_rows_of
+
+Axes: TypeAlias = "list[int | None] | None"
+
+
+def selected_rows(
+    tensor: tf.Tensor, ids: tf.Variable, axis: int = 0, length: int | None = None
+) -> tf.Tensor:
+    """Rows of a tensor, made without the tensor where the operations before it allow.
+
+    Equivalent to `tf.gather(tensor, ids, axis=axis)`, except that a matrix product
+    of fewer rows may add in another order. A graph runs only what something needs:
+    of a gradient of shape `(V, D)` of which some rows are needed, it makes these.
+
+    Args:
+        tensor: a tensor.
+        ids: an int64 variable of shape `(K,)`, ascending.
+        axis: int, the axis that the rows lie along.
+        length: K, where the rows are to have it as a part of their shape.
+
+    Example:
+
+    >>> ids = tf.Variable([1], dtype=tf.int64)
+    >>> rows = tf.function(lambda a, b: selected_rows(tf.matmul(a, b), ids))
+    >>> rows(tf.constant([[1.0], [2.0]]), tf.constant([[5.0, 6.0]])).numpy().tolist()
+    [[10.0, 12.0]]
+    """
+
+    def select(tensor: tf.Tensor, axis: int) -> tf.Tensor:
+        return selected_rows(tensor, ids, axis, length)
+
+    # What an eager step or another graph has made is there already.
+    if tf.is_symbolic_tensor(tensor) and tensor.graph is tf.compat.v1.get_default_graph():
+        op = tensor.op
+        if op.type == "UnsortedSegmentSum" and axis == 0:
+            return rows_of_slices(tf.IndexedSlices(*op.inputs[:2]), ids, length)
+        if op.type == "Reshape" and (rows := _before_reshape(op, axis, select)) is not None:
+            # Rows keep all sizes but their number.
+            sizes = enumerate(tensor.shape)
+            return tf.reshape(rows, [-1 if each == axis else size for each, size in sizes])
+        rule = AXES_OF_INPUTS.get(op.type)
+        if tensor.shape.rank and rule and (axes := rule(op, axis)):
+            inputs = zip(op.inputs, axes, strict=True)
+            return _like(op, [each if at is None else select(each, at) for each, at in inputs])
+    return tf.gather(tensor, tf.ensure_shape(tf.convert_to_tensor(ids), [length]), axis=axis)
+
+
+def rows_of_slices(
+    slices: tf.IndexedSlices, ids: tf.Variable, length: int | None = None
+) -> tf.Tensor:
+    """Rows along the first axis of what slices add up to, which is not made.
+
+    The arguments are those of `selected_rows`. Slices of other ids are dropped.
+    """
+    places, is_among = search(ids, tf.cast(slices.indices, ids.dtype))
+    # Slices whose segment id is negative are dropped: that is the mask.
+    segments = tf.where(is_among, places, -1)
+    num_ids = num_rows_of(ids) if length is None else length
+    return tf.math.unsorted_segment_sum(slices.values, segments, num_ids)
+
+
+def search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """For each id that is looked up its place among `ids`, int64, and whether it is there."""
+    num_ids = num_rows_of(ids)
+    last = tf.cast(num_ids - 1, ids.dtype)
+    lowest, highest = gather_rows(ids, 0), gather_rows(ids, last)
+
+    def by_halving() -> tf.Tensor:
+        def halve(num_left: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            half = num_left // 2
+            further = places + tf.cast(half, places.dtype)
+            is_further = gather_rows(ids, further) <= looked_up
+            return num_left - half, tf.where(is_further, further, places)
+
+        # Not `tf.searchsorted`: it reads all ids, and XLA compares each with each.
+        first = [num_ids, tf.zeros_like(looked_up)]
+        return tf.while_loop(lambda num_left, _: num_left > 1, halve, first)[1]
+
+    # Ids that are a range need no search.
+    places = tf.cond(
+        highest - lowest == last,
+        lambda: tf.clip_by_value(looked_up - lowest, 0, last),
+        by_halving,
+    )
+    return places, gather_rows(ids, places) == looked_up
+
+
+def _like(op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Tensor:
+    """The output of an operation as another, of other inputs."""
+    attributes = {each.name: op.node_def.attr[each.name] for each in op.op_def.attr}
+    return op.graph.create_op(op.type, inputs, [op.outputs[0].dtype], attrs=attributes).outputs[0]
+
+
+def _before_reshape(op: tf.Operation, axis: int, select: Callable[..., Any]) -> Any:
+    """The rows before they are reshaped; `None` where no axis is theirs."""
+    value, shape = op.inputs[0], op.outputs[0].shape
+    if not shape.is_fully_defined():
+        return None
+    if value.op.type == "Sum" and value.op.inputs[1].op.type == "BroadcastGradientArgs":
+        summed, along = value.op.inputs  # over what the forward pass has broadcast
+        place = (summed.shape.rank or 0) - shape.rank + axis
+        if place >= 0 and summed.shape[place] == shape[axis] > 1:
+            return _like(value.op, [select(summed, place), along])
+    elif value.shape.is_fully_defined():
+        for place, size in enumerate(value.shape):
+            if size == shape[axis] and math.prod(value.shape[:place]) == math.prod(shape[:axis]):
+                return select(value, place)
+    return None
+
+
+def _axis_of_all(op: tf.Operation, axis: int) -> Axes:
+    return [axis] * len(op.inputs)
+
+
+def _axes_broadcast(op: tf.Operation, axis: int) -> Axes:
+    shape, from_end = op.outputs[0].shape, axis - op.outputs[0].shape.rank
+    axes: list[int | None] = []
+    for each in (value.shape for value in op.inputs):
+        is_broadcast = each.rank is not None and (each.rank < -from_end or each[from_end] == 1)
+        if shape[axis] in {None, 1} or not (is_broadcast or each[from_end] == shape[axis]):
+            return None
+        axes.append(None if is_broadcast else each.rank + from_end)
+    return axes
+
+
+def _axes_transposed(op: tf.Operation, axis: int) -> Axes:
+    # The gradient of a transpose inverts its order by an operation.
+    is_inverse = op.inputs[1].op.type == "InvertPermutation"
+    order = tf.get_static_value(op.inputs[1].op.inputs[0] if is_inverse else op.inputs[1])
+    if order is None:
+        return None
+    return [int((np.argsort(order) if is_inverse else order)[axis]), None]
+
+
+def _axes_of_product(op: tf.Operation, axis: int) -> Axes:
+    is_second = axis == op.outputs[0].shape.rank - 1
+    if axis < op.outputs[0].shape.rank - 2:
+        return None
+    names = ["transpose_a", "transpose_b"] if op.type == "MatMul" else ["adj_x", "adj_y"]
+    is_last = is_second != op.get_attr(names[is_second])
+    place = op.inputs[is_second].shape.rank - (1 if is_last else 2)
+    return [None, place] if is_second else [place, None]
+
+
+def _axes_by_label(op: tf.Operation, axis: int) -> Axes:
+    inputs, output = op.get_attr("equation").decode().split("->")
+    if "." in inputs or any(len(set(each)) < len(each) for each in inputs.split(",")):
+        return None
+    return [each.find(output[axis]) if output[axis] in each else None for each in inputs.split(",")]
+
+
+# Along which axis of each input rows of an operation's output are made: `None` for an input
+# that they need whole, and at all where that cannot be told.
+AXES_OF_INPUTS: dict[str, Callable[[tf.Operation, int], Axes]] = {
+    **dict.fromkeys(["AddN", "Cast", "Identity", "Neg", "ZerosLike"], _axis_of_all),
+    **dict.fromkeys(["AddV2", "Mul", "RealDiv", "SelectV2", "Sub"], _axes_broadcast),
+    **dict.fromkeys(["MatMul", "BatchMatMulV2"], _axes_of_product),
+    "Transpose": _axes_transposed,
+    "Einsum": _axes_by_label,
+}
