@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer
-from maskedgrad.cli import main, verify
+from maskedgrad.cli import main, verification
 from maskedgrad.cli.saved_tables import SavedTable, open_tables
 from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import bits
@@ -82,7 +82,7 @@ def test_every_row_that_differs_in_a_bit_is_named(ids, column):
     changed = MATRIX.copy()
     changed[sorted(ids), column] = np.nextafter(MATRIX[sorted(ids), column], np.float32(9))
     table = matrix_table(MATRIX, trainable=Rows(IDS, NUM_ROWS))
-    comparison = verify.compare(table, matrix_table(changed), np.zeros(0, int))
+    comparison = verification.compare(table, matrix_table(changed), np.zeros(0, int))
     expected = sorted(ids - set(IDS))
     assert comparison.different.ids.tolist() == expected
     assert comparison.same == NUM_ROWS - len(IDS) - len(expected)
@@ -96,10 +96,12 @@ def test_every_row_that_differs_in_a_bit_is_named(ids, column):
 def test_chunks_of_any_size_give_the_same(chunk_bytes, ids):
     changed = MATRIX.copy()
     changed[sorted(ids)] += 1
-    whole = verify.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
+    whole = verification.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "CHUNK_BYTES", chunk_bytes)
-        chunked = verify.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
+        patch.setattr(verification, "CHUNK_BYTES", chunk_bytes)
+        chunked = verification.compare(
+            matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int)
+        )
     assert chunked == whole
 
 
@@ -112,7 +114,7 @@ def matrix_table(matrix, trainable=None, name="words"):
 def test_signs_of_zero_and_nan_are_bits_too():
     ours = np.array([[0.0], [np.nan], [np.nan], [np.inf], [1.0]], "float32")
     theirs = np.array([[-0.0], [np.nan], [1.0], [-np.inf], [1.0]], "float32")
-    comparison = verify.compare(matrix_table(ours), matrix_table(theirs), np.zeros(0, int))
+    comparison = verification.compare(matrix_table(ours), matrix_table(theirs), np.zeros(0, int))
     assert comparison.different.ids.tolist() == [0, 2, 3]
     assert dict(comparison.furthest) == {0: 0.0, 2: None, 3: None}
     json.dumps(comparison.to_json(), allow_nan=False)
@@ -318,7 +320,7 @@ def test_a_table_of_text_has_status_2(saved, tmp_path, capsys):
 MEASURE = """
 import re, sys
 import h5py, numpy
-from maskedgrad.cli import verify
+from maskedgrad.cli import verification
 from pathlib import Path
 
 def peak():
@@ -328,7 +330,7 @@ def peak():
 model, *sources = map(Path, sys.argv[1:])
 before = peak()
 for source in sources:
-    print(verify.compare_files(model, source)[0].different.ids.tolist())
+    print(verification.compare_files(model, source)[0].different.ids.tolist())
 print(peak() - before)
 """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_of, draw
 from maskedgrad.cli.bench_work import REFUSED
 from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table, progress_bar
-from maskedgrad.cli.options import path_in_directory, positive
+from maskedgrad.cli.options import check_absent, path_in_directory, positive
 
 WAYS = [
     FLOOR,
@@ -84,11 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure", type=path_in_directory, metavar="PATH", help="where to draw the figure"
     )
+    parser.add_argument("--replace", action="store_true", help="replace files that exist")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     console = make_console()
+    check_absent([options.figure, options.json], options.replace)
     if options.trainable >= options.rows - 1:
         raise ValueError(
             "--trainable must leave rows to freeze: at most --rows less 2. "

@@ -24,9 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from maskedgrad.cli.options import path_in_directory, positive
+from maskedgrad.cli.options import MINILM, check_absent, path_in_directory, positive
 
-MINILM = "minilm"
 FIGURE = Path("demo.png")
 WAYS = [
     "table frozen",
@@ -43,13 +42,14 @@ class Defaults(NamedTuple):
     """How a task is trained if nothing else is asked for."""
 
     ways: Sequence[str]
+    seeds: int
     epochs: int
     learning_rate: float
 
 
 TASKS = {
-    "symbols": Defaults([*WAYS[:3], "maskedgrad"], 60, 1e-2),
-    "prose": Defaults(WAYS[:5], 8, 3e-3),
+    "symbols": Defaults([*WAYS[:3], "maskedgrad"], 5, 60, 1e-2),
+    "prose": Defaults(WAYS[:5], 3, 8, 3e-3),
 }
 
 
@@ -91,19 +91,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="where to write the numbers of the table (default: nowhere)",
     )
+    parser.add_argument("--replace", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--seeds",
         type=positive,
         metavar="N",
-        default=3,
-        help="how often each way is trained (default: %(default)s)",
+        help=f"how often each way is trained (default: {_of_tasks('seeds')})",
     )
     parser.add_argument(
         "--epochs",
         type=positive,
         metavar="N",
-        help="epochs of each training "
-        f"(default: {' and '.join(f'{each.epochs} for {name}' for name, each in TASKS.items())})",
+        help=f"epochs of each training (default: {_of_tasks('epochs')})",
     )
     parser.add_argument(
         "--workers",
@@ -122,10 +121,12 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         ImportError: the extra `demo` is not installed, or the vectors are not.
+        FileExistsError: a file is there that would be overwritten.
         FileNotFoundError, ValueError: this Python comes without its manual or
             its sources, or the vectors are not of the words that are needed.
     """
     _check_extras()
+    check_absent([options.figure, options.json], options.replace)
     if options.workers > 1 and "TF_CONFIG" not in os.environ:
         from maskedgrad.cli.local_workers import run_as_workers
 
@@ -147,12 +148,12 @@ def run(options: argparse.Namespace) -> int:
     with console.status("Reading the vectors" if options.vectors else "Training Word2Vec"):
         task = sources.make_task(options.task, options.vectors)
     console.print(task.description)
-    ways, epochs, learning_rate = TASKS[options.task]
+    defaults = TASKS[options.task]
     training = Training(
-        options.ways or ways,
-        options.seeds,
-        options.epochs or epochs,
-        learning_rate,
+        options.ways or defaults.ways,
+        options.seeds or defaults.seeds,
+        options.epochs or defaults.epochs,
+        defaults.learning_rate,
         follow=options.task == "prose",
     )
     outcomes = compare(task, training, strategy)
@@ -181,6 +182,10 @@ def free_path(path: Path) -> Path:
     """
     numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
+
+
+def _of_tasks(field: str) -> str:
+    return " and ".join(f"{getattr(each, field)} for {name}" for name, each in TASKS.items())
 
 
 def _vectors(text: str) -> Path | str:

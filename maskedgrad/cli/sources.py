@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskedgrad.cli import prose, symbols
-from maskedgrad.cli.demo import MINILM
+from maskedgrad.cli.options import MINILM, without_python
 from maskedgrad.cli.task import PADDING, Task
 from maskedgrad.vectors.loading import load_vectors
 
@@ -52,7 +52,10 @@ def make_task(name: str, vectors: Path | str | None) -> Task:
 def table_of(source: Any, words: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The words that a source has, after padding, and their vectors, float32 of shape `(V, D)`."""
     # As in Keras' guide to pretrained embeddings, what has no vector starts at zero.
-    table, report = load_vectors(source, [PADDING, *words], "zeros", padding=PADDING)
+    try:
+        table, report = load_vectors(source, [PADDING, *words], "zeros", padding=PADDING)
+    except ValueError as error:
+        raise ValueError(f"--vectors: {without_python(str(error))}") from error
     with_vector = np.setdiff1d(np.arange(len(table)), report.missing_ids)
     return [PADDING, *report.found], table[with_vector]
 

@@ -28,18 +28,9 @@ EVERYDAY = {
     "food": "bread cheese rice soup cake butter fruit meat sugar salad",
 }
 NUM_TRAINED = 5  # words a topic
-FRAMES = [
-    "this is the {}",
-    "there is no {} here",
-    "we need a {} for this",
-    "each {} has a name",
-]
-TEST_FRAMES = [
-    "that was another {}",
-    "do you want the {} now",
-    "it must be a new {}",
-    "one {} is not enough",
-]
+# Without a noun of their own, so that it is the word that tells the topic.
+FRAMES = ["this is the {}", "there is no {}", "we need a {}", "it has a {}"]
+TEST_FRAMES = ["that was the {}", "here is another {}", "you want a {}", "they have no {}"]
 UNSEEN, SYMBOLS = "unseen words", "symbols"
 
 
