@@ -250,6 +250,29 @@ def test_tables_that_cannot_be_told_apart_are_refused(tmp_path, capsys):
     assert "left/words (30, 4), right/words (30, 4)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cat\ndog\ncat\n", "'cat' on lines 1 and 3"),
+        (b"caf\xe9\n", "byte 3 is not"),
+        (b"\n\n", "which has none"),
+        (b"Cat\nDog\n", "none of the words"),
+    ],
+)
+def test_what_is_wrong_with_a_vocabulary_is_said_of_options_and_not_of_python(
+    content, said, saved, tmp_path, capsys
+):
+    vectors, words = tmp_path / "vectors.txt", tmp_path / "words.txt"
+    vectors.write_text("cat 0 0 0 0\ndog 1 1 1 1\n")
+    words.write_bytes(content)
+    options = ["--against", str(vectors), "--vocabulary", str(words)]
+    assert main(["verify", str(saved[1]), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "--vocabulary" in line
+    assert "`" not in line
+
+
 def test_vectors_with_a_vocabulary(tmp_path, capsys):
     pytest.importorskip("gensim")
     words = ["", *(f"word{row}" for row in range(1, NUM_ROWS - 2)), "<city>", "<unseen>"]
