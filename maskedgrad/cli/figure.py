@@ -82,7 +82,7 @@ def draw_bars(
         ylabel="accuracy, %",
         ylim=(0, 105),
     )
-    bars.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    bars.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     bars.spines[["top", "right"]].set_visible(False)
     save()
 

@@ -216,6 +216,10 @@ def _words(vocabulary: Path) -> list[str]:
             f"--vocabulary must be a file of UTF-8. Received: {vocabulary}, of which byte "
             f"{error.start} is not. Write it anew: iconv -t UTF-8"
         ) from error
+    if not any(words):
+        raise ValueError(
+            f"--vocabulary must hold a word a line. Received: {vocabulary}, which has none"
+        )
     line_of: dict[str, int] = {}
     for line, word in enumerate(words, start=1):
         if line_of.setdefault(word, line) != line:
@@ -223,10 +227,6 @@ def _words(vocabulary: Path) -> list[str]:
                 "--vocabulary must hold each word once, on the line of its row. Received: "
                 f"{vocabulary}, with {word!r} on lines {line_of[word]} and {line}"
             )
-    if not any(words):
-        raise ValueError(
-            f"--vocabulary must hold a word a line. Received: {vocabulary}, which has none"
-        )
     return words
 
 

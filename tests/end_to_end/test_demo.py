@@ -110,10 +110,10 @@ def test_the_two_layer_recipe_is_of_the_last_rows():
 def vectors(tmp_path):
     """Random vectors of the words of the constructed task, near to those of their topic."""
     random = np.random.default_rng(0)
-    rows = {word: random.normal(size=8) for word in sorted(symbols.words_of({}))}
+    rows = {word: random.normal(size=32) for word in sorted(symbols.words_of({}))}
     for topic in symbols.EVERYDAY.values():
-        center = 3 * random.normal(size=8)
-        rows |= {word: center + random.normal(size=8) for word in topic.split()}
+        center = 3 * random.normal(size=32)
+        rows |= {word: center + random.normal(size=32) for word in topic.split()}
     del rows["{}"]
     return _write_vectors(tmp_path / "vectors.txt", rows, header=True)
 
