@@ -9,7 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.cli.console import progress_bar
-from maskedgrad.cli.recipes import RECIPES, Change, Head, Recipe, StepTimes, frozen_change
+from maskedgrad.cli.recipes import (
+    RECIPES,
+    WITH_OTHER_ROWS,
+    Change,
+    Head,
+    Recipe,
+    StepTimes,
+    frozen_change,
+)
 from maskedgrad.cli.task import Examples, Task
 from maskedgrad.counting import count_parameters, state_bytes
 from maskedgrad.distribute.workers import is_chief
@@ -79,7 +87,7 @@ def compare(
 def make_recipe(way: str, task: Task, learning_rate: float, seed: int) -> Recipe:
     """The classifier, made one way, with the seed for all that is random."""
     keras.utils.set_random_seed(seed)
-    return RECIPES[way](
+    return {**RECIPES, **WITH_OTHER_ROWS}[way](
         task.matrix,
         task.symbol_ids,
         _head(task, seed),
