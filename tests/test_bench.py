@@ -182,7 +182,7 @@ def test_pytorch_is_measured_where_it_is_installed_and_as_it_can_be(capsys, monk
 def test_numbers_that_are_not_positive_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--rows", "0"])
-    assert "expected a positive number. Received: 0" in capsys.readouterr().err
+    assert "Expected a whole number above 0. Received: 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("library", ["rich.console", "matplotlib.figure"])
