@@ -1,36 +1,38 @@
 """Train some rows of a pretrained table in Keras; every other row keeps its bits."""
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from maskedgrad import callbacks, patches, reports, rows, vectors
-from maskedgrad.masking import MaskedOptimizer, mask_gradients
-from maskedgrad.model import MaskedModel, MaskedTrainStep
-from maskedgrad.patches import RowPatch
-from maskedgrad.reports import nearest, row_report, summary
-from maskedgrad.rows import (
-    AlongAxis,
-    RowLearningRates,
-    Rows,
-    RowsLike,
-    Target,
-    TrainableRows,
-    row_ids,
-)
-from maskedgrad.vectors import (
-    change_vocabulary,
-    extend,
-    load_vectors,
-    merge_two_tables,
-    pretrained_embedding,
-    save_vectors,
-    write_projector,
-)
-from maskedgrad.version import __version__
+from maskedgrad.version import __version__, check_tensorflow
 
 if TYPE_CHECKING:
+    from maskedgrad import callbacks, patches, reports, rows, vectors
     from maskedgrad import testing as testing  # by the second name it counts as exported
+    from maskedgrad.masking import MaskedOptimizer, mask_gradients
+    from maskedgrad.model import MaskedModel, MaskedTrainStep
+    from maskedgrad.patches import RowPatch
+    from maskedgrad.reports import nearest, row_report, summary
+    from maskedgrad.rows import (
+        AlongAxis,
+        RowLearningRates,
+        Rows,
+        RowsLike,
+        Target,
+        TrainableRows,
+        row_ids,
+    )
+    from maskedgrad.vectors import (
+        change_vocabulary,
+        extend,
+        load_vectors,
+        merge_two_tables,
+        pretrained_embedding,
+        save_vectors,
+        write_projector,
+    )
 
 __all__ = [
     "AlongAxis",
@@ -64,13 +66,61 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    # Imported where it is used, and no part of `__all__`: it needs the extra `testing`.
-    if name == "testing":
-        return importlib.import_module("maskedgrad.testing")
+# Where Python finds what the block above imports for type checkers.
+_MODULES = {
+    "masking": ["MaskedOptimizer", "mask_gradients"],
+    "model": ["MaskedModel", "MaskedTrainStep"],
+    "patches": ["RowPatch"],
+    "reports": ["nearest", "row_report", "summary"],
+    "rows": [
+        "AlongAxis",
+        "RowLearningRates",
+        "Rows",
+        "RowsLike",
+        "Target",
+        "TrainableRows",
+        "row_ids",
+    ],
+    "vectors": [
+        "change_vocabulary",
+        "extend",
+        "load_vectors",
+        "merge_two_tables",
+        "pretrained_embedding",
+        "save_vectors",
+        "write_projector",
+    ],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_ROOMS = {"callbacks", "patches", "reports", "rows", "testing", "vectors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"maskedgrad.{name}")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"maskedgrad.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """The public names: rooms that Python has imported are not all meant for users."""
     return sorted([*__all__, "testing"])
+
+
+def _runs_a_command() -> bool:
+    """Whether this is imported for the command `maskedgrad`, or for `python -m maskedgrad`."""
+    program = sys.argv[0] if sys.argv else ""
+    # So it is while Python looks for what `-m` names:
+    # https://docs.python.org/3/using/cmdline.html#cmdoption-m
+    if program == "-m":
+        return ("-m", __name__) in itertools.pairwise(sys.orig_argv)
+    return Path(program).stem == __name__
+
+
+# Keras loads what is registered with it, so the whole package is there once it is imported. A
+# command answers `--help` without the seconds that this takes, and imports the rest when it runs.
+if not _runs_a_command():
+    check_tensorflow()
+    # `testing` is no part of `__all__`: most of it needs an extra.
+    globals().update({name: __getattr__(name) for name in __all__ if name != "__version__"})

@@ -114,8 +114,16 @@ def test_a_sweep_changes_one_thing_and_leaves_rows_to_freeze(sweep):
 
 
 def test_no_row_left_to_freeze_is_refused(capsys):
-    assert main(["bench", "--rows", "10", "--trainable", "10"]) == 2
-    assert "Received: 10 of 10" in capsys.readouterr().out
+    assert main(["bench", "--rows", "10", "--trainable", "10"]) == 1
+    assert "Received: 10 of 10" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_what_a_process_refuses_is_one_line(capsys):
+    options = [*TINY, "--rounds", "1", "--ways", FLOOR, "--optimizer", "sorcery"]
+    assert main(["bench", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "sorcery" in line
 
 
 def test_the_work_is_the_same_each_time_and_touches_both_kinds_of_rows():
@@ -174,7 +182,7 @@ def test_pytorch_is_measured_where_it_is_installed_and_as_it_can_be(capsys, monk
 def test_numbers_that_are_not_positive_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--rows", "0"])
-    assert "expected a positive number. Received: 0" in capsys.readouterr().err
+    assert "Expected a whole number above 0. Received: 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("library", ["rich.console", "matplotlib.figure"])

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from maskedgrad.counting import count_parameters
 
 from maskedgrad import (
     MaskedModel,
@@ -20,6 +19,7 @@ from maskedgrad import (
 )
 from maskedgrad.cli.saved_tables import matrix_file
 from maskedgrad.patches.table import TablePatch
+from maskedgrad.reports.counting import count_parameters
 
 VECTORS = {"cat": [1.0, 2.0], "dog": [3.0, 4.0]}
 

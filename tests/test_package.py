@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,19 @@ def test_the_wheel_is_the_package_and_its_plugin(wheel):
     package = {Path("maskedgrad") / path for path in files_in(ROOT / "maskedgrad")}
     plugin = Path("maskedgrad/pytest_plugin/__init__.py")
     assert code == package - {plugin} | {Path("maskedgrad_pytest/__init__.py")}
+
+
+@processes
+def test_the_wheel_brings_no_tensorflow_over_another_and_a_command(wheel, installed):
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        text = archive.read(metadata).decode()
+    required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", text, re.M)
+    assert sorted(required) == ["keras", "numpy", "typing_extensions"]
+    assert re.search(r"^Requires-Dist: tensorflow[^;\n]*; extra == .tensorflow.$", text, re.M)
+    (command,) = installed.parents[1].rglob("bin/maskedgrad")
+    version = run(installed, command, "--version", cwd=installed.parent)
+    assert version == f"maskedgrad {maskedgrad.__version__}\n"
 
 
 @processes

@@ -1,5 +1,6 @@
 """What stands around the code: workflows, hooks and forms say what is done here."""
 
+import configparser
 import importlib.metadata
 import os
 import re
@@ -32,6 +33,35 @@ def commands(job):
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
 def test_what_is_yaml_can_be_read(path):
     assert read(path)
+
+
+def test_the_readme_reads_on_an_index():
+    """Its links are whole, of the project's home, and what they lead to is in the tree."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    home = setup["metadata"]["url"]
+    links = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        path = re.fullmatch(rf"{home}/(?:blob|raw)/main/([^#]*)(?:#.*)?", link)
+        assert path, link
+        assert (ROOT / path[1]).exists(), link
+    for line in setup["metadata"]["project_urls"].strip().splitlines():
+        assert line.split(" = ")[1].startswith(home)
+
+
+def test_extras_that_messages_name_are_there():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = {
+        extra
+        for path in (*ROOT.glob("maskedgrad/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md")
+        for extras in re.findall(
+            r"(?:maskedgrad|\.)\[([a-z,]+)\]", path.read_text(encoding="utf-8")
+        )
+        for extra in extras.split(",")
+    }
+    assert named <= setup["options.extras_require"].keys()
 
 
 def test_a_push_runs_what_is_run_here():

@@ -539,6 +539,26 @@ def test_the_workflow_of_the_page_is_one():
     assert all("run" in step or "uses" in step for step in job["steps"])
 
 
+def test_frozen_rows_need_no_extra_and_what_draws_names_it(monkeypatch):
+    for module in [name for name in sys.modules if name.startswith("maskedgrad.testing")]:
+        monkeypatch.delitem(sys.modules, module)
+    # The package holds the module too.
+    monkeypatch.setattr(maskedgrad, "testing", None)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    testing = importlib.import_module("maskedgrad.testing")
+    table = keras.Variable(VALUES)
+    with testing.frozen_rows_unchanged(table, rows=[1]):
+        testing.assert_same_bits(table, VALUES, "the table")
+    for name in ["gradients", "check_model"]:
+        with pytest.raises(ImportError, match=r'pip install "maskedgrad\[testing\]"'):
+            getattr(testing, name)
+    assert not hasattr(testing, "sorcery")
+
+
+def test_all_that_is_exported_is_there():
+    assert all(hasattr(maskedgrad.testing, name) for name in maskedgrad.testing.__all__)
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "maskedgrad.testing.strategies")
     monkeypatch.setitem(sys.modules, "hypothesis", None)  # Python's way to say that there is none

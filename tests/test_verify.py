@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer
-from maskedgrad.cli import main, verify
+from maskedgrad.cli import main, verification
 from maskedgrad.cli.saved_tables import SavedTable, open_tables
 from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import bits
@@ -82,7 +82,7 @@ def test_every_row_that_differs_in_a_bit_is_named(ids, column):
     changed = MATRIX.copy()
     changed[sorted(ids), column] = np.nextafter(MATRIX[sorted(ids), column], np.float32(9))
     table = matrix_table(MATRIX, trainable=Rows(IDS, NUM_ROWS))
-    comparison = verify.compare(table, matrix_table(changed), np.zeros(0, int))
+    comparison = verification.compare(table, matrix_table(changed), np.zeros(0, int))
     expected = sorted(ids - set(IDS))
     assert comparison.different.ids.tolist() == expected
     assert comparison.same == NUM_ROWS - len(IDS) - len(expected)
@@ -96,10 +96,12 @@ def test_every_row_that_differs_in_a_bit_is_named(ids, column):
 def test_chunks_of_any_size_give_the_same(chunk_bytes, ids):
     changed = MATRIX.copy()
     changed[sorted(ids)] += 1
-    whole = verify.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
+    whole = verification.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "CHUNK_BYTES", chunk_bytes)
-        chunked = verify.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
+        patch.setattr(verification, "CHUNK_BYTES", chunk_bytes)
+        chunked = verification.compare(
+            matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int)
+        )
     assert chunked == whole
 
 
@@ -112,7 +114,7 @@ def matrix_table(matrix, trainable=None, name="words"):
 def test_signs_of_zero_and_nan_are_bits_too():
     ours = np.array([[0.0], [np.nan], [np.nan], [np.inf], [1.0]], "float32")
     theirs = np.array([[-0.0], [np.nan], [1.0], [-np.inf], [1.0]], "float32")
-    comparison = verify.compare(matrix_table(ours), matrix_table(theirs), np.zeros(0, int))
+    comparison = verification.compare(matrix_table(ours), matrix_table(theirs), np.zeros(0, int))
     assert comparison.different.ids.tolist() == [0, 2, 3]
     assert dict(comparison.furthest) == {0: 0.0, 2: None, 3: None}
     json.dumps(comparison.to_json(), allow_nan=False)
@@ -248,6 +250,29 @@ def test_tables_that_cannot_be_told_apart_are_refused(tmp_path, capsys):
     assert "left/words (30, 4), right/words (30, 4)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cat\ndog\ncat\n", "'cat' on lines 1 and 3"),
+        (b"caf\xe9\n", "byte 3 is not"),
+        (b"\n\n", "which has none"),
+        (b"Cat\nDog\n", "none of the words"),
+    ],
+)
+def test_what_is_wrong_with_a_vocabulary_is_said_of_options_and_not_of_python(
+    content, said, saved, tmp_path, capsys
+):
+    vectors, words = tmp_path / "vectors.txt", tmp_path / "words.txt"
+    vectors.write_text("cat 0 0 0 0\ndog 1 1 1 1\n")
+    words.write_bytes(content)
+    options = ["--against", str(vectors), "--vocabulary", str(words)]
+    assert main(["verify", str(saved[1]), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "--vocabulary" in line
+    assert "`" not in line
+
+
 def test_vectors_with_a_vocabulary(tmp_path, capsys):
     pytest.importorskip("gensim")
     words = ["", *(f"word{row}" for row in range(1, NUM_ROWS - 2)), "<city>", "<unseen>"]
@@ -318,7 +343,7 @@ def test_a_table_of_text_has_status_2(saved, tmp_path, capsys):
 MEASURE = """
 import re, sys
 import h5py, numpy
-from maskedgrad.cli import verify
+from maskedgrad.cli import verification
 from pathlib import Path
 
 def peak():
@@ -328,7 +353,7 @@ def peak():
 model, *sources = map(Path, sys.argv[1:])
 before = peak()
 for source in sources:
-    print(verify.compare_files(model, source)[0].different.ids.tolist())
+    print(verification.compare_files(model, source)[0].different.ids.tolist())
 print(peak() - before)
 """
 

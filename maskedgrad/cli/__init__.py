@@ -1,31 +1,86 @@
-"""The commands: `python -m maskedgrad demo`, `bench`, `verify` and `patch`."""
+"""Train some rows of a pretrained table in Keras; every other row keeps its bits.
+
+Pages, recipes and examples are in the documentation; `COMMAND --help` tells of a command.
+"""
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from maskedgrad.version import __version__, check_tensorflow
+
+# Each is a module of this package with `add_arguments` and `run`. Only `run` imports TensorFlow, so
+# that help is there at once.
 COMMANDS = {
-    "demo": "watch special symbols learn in real text, five ways",
+    "demo": "watch new symbols learn while every other word keeps its vector",
     "bench": "measure the ways to train some rows, on this machine",
     "verify": "check that a saved model's frozen rows are those of its source",
     "patch": "show, compare, apply and export row patches",
 }
 
+STDERR = 2  # the descriptor, which C++ writes to
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that `arguments` name, and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m maskedgrad", description=__doc__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"maskedgrad.cli.{name}")
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
     arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(arguments)
     options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
+    if options.command is None:
+        parser.print_help()
+        return 0
     try:
+        with _quiet_import():
+            check_tensorflow()
+            # Keras loads what is registered with it.
+            importlib.import_module("maskedgrad.model")
         return options.run(options)
-    except (ImportError, OSError) as error:
-        # A missing extra or file is the user's to mend, and needs no traceback.
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        return _failed(parser, "interrupted", 130)
+    except (ImportError, OSError, ValueError) as error:
+        # An extra, a file or a value is the user's to mend, and needs no traceback.
+        return _failed(parser, f"{options.command}: {error}", 1)
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    program = "maskedgrad" if Path(sys.argv[0]).stem == "maskedgrad" else "python -m maskedgrad"
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
+    parser.add_argument("--version", action="version", version=f"maskedgrad {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name in arguments:
+            module = importlib.import_module(f"maskedgrad.cli.{name}")
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keeps what TensorFlow logs as it is imported out of what a command prints.
+
+    It logs from C++ before it asks for the level (seen with 2.21), which 0 leaves alone.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "0":
+        yield
+        return
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(STDERR)
+        os.dup2(nowhere.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, STDERR)
+            os.close(stderr)
+
+
+def _failed(parser: argparse.ArgumentParser, message: str, status: int) -> int:
+    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -13,9 +13,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, draw, table
+from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_of, draw
+from maskedgrad.cli.bench_work import REFUSED
+from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table, progress_bar
+from maskedgrad.cli.options import check_absent, path_in_directory, positive
 
 WAYS = [
     FLOOR,
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ]:
         parser.add_argument(
             f"--{name}",
-            type=_positive,
+            type=positive,
             metavar="N",
             default=default,
             help=f"{meaning} (default: %(default)s)",
@@ -76,20 +78,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers", action="store_true", help="PyTorch and PEFT too, where they are installed"
     )
     parser.add_argument("--sweep", choices=sorted(SWEEPS), help="how cost grows with one of these")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the measurements")
-    parser.add_argument("--figure", type=Path, metavar="PATH", help="where to draw the figure")
+    parser.add_argument(
+        "--json", type=path_in_directory, metavar="PATH", help="where to write the measurements"
+    )
+    parser.add_argument(
+        "--figure", type=path_in_directory, metavar="PATH", help="where to draw the figure"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace files that exist")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    console = _console()
+    console = make_console()
+    check_absent([options.figure, options.json], options.replace)
     if options.trainable >= options.rows - 1:
-        console.print(
+        raise ValueError(
             "--trainable must leave rows to freeze: at most --rows less 2. "
-            f"Received: {options.trainable} of {options.rows}",
-            markup=False,
+            f"Received: {options.trainable} of {options.rows}"
         )
-        return 2
     ways = list(options.ways)
     if options.peers:
         missing = [name for name in ("torch", "peft") if not importlib.util.find_spec(name)]
@@ -104,15 +110,20 @@ def run(options: argparse.Namespace) -> int:
             ways += PEERS
     cases = cases_of(options, ways)
     try:
-        results = measure(cases, options.rounds, console)
+        results = measure(cases, options.rounds)
     except subprocess.CalledProcessError as error:
-        console.print(error.stderr, markup=False, highlight=False)
-        console.print(f"A case failed: {error.cmd[-1]}", markup=False, highlight=False)
+        if error.returncode == REFUSED:
+            raise ValueError(error.stderr.splitlines()[-1]) from error
+        console.print(error.stderr)
+        console.print(f"A case failed: {error.cmd[-1]}")
         return 1
-    console.print(f"{_conditions(options)}, {os.cpu_count()} cores", highlight=False)
+    console.print(f"{_conditions(options)}, {os.cpu_count()} cores")
     for value in dict.fromkeys(result.case[options.sweep or "model"] for result in results):
         same = [r for r in results if r.case[options.sweep or "model"] == value]
-        console.print(table(same, f"{options.sweep}: {value:,}" if options.sweep else None))
+        title = f"{options.sweep}: {value:,}" if options.sweep else None
+        print_table(console, *cells_of(same), title)
+    if "gradient times mask" in ways:
+        console.print(TIMES_MASK_NOTE)
     if options.json:
         document = {
             "cores": os.cpu_count(),
@@ -122,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.figure:
         draw(results, options.sweep, options.figure)
-        console.print(f"The figure is in {options.figure}", highlight=False)
+        console.print(f"The figure is in {options.figure}")
     return 0
 
 
@@ -144,17 +155,14 @@ def _swept(base: Case, sweep: str | None) -> Iterator[Case]:
         yield {**base, sweep: value}
 
 
-def measure(cases: Sequence[Case], rounds: int, console: Any) -> list[Result]:
+def measure(cases: Sequence[Case], rounds: int) -> list[Result]:
     """Measures each case once a round, one after the other.
 
     Raises:
         subprocess.CalledProcessError: a case failed; `stderr` says how.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     results = [Result(case, []) for case in cases]
-    columns = TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=rounds * len(cases))
         for _ in range(rounds):
             for result in results:
@@ -167,7 +175,7 @@ def measure(cases: Sequence[Case], rounds: int, console: Any) -> list[Result]:
 def _run_worker(case: Case) -> Measurement:
     finished = subprocess.run(  # noqa: S603
         [sys.executable, *_worker_of(case), json.dumps(case)],
-        env={"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ},
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
         check=True,
         capture_output=True,
         text=True,
@@ -188,19 +196,3 @@ def _conditions(options: argparse.Namespace) -> str:
         f"{', XLA' if options.jit else ''}"
         f"{f', {spe} steps per execution' if (spe := options.steps_per_execution) > 1 else ''}"
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number. Received: {text}")
-    return number
-
-
-def _console() -> Any:
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise ImportError('The benchmark needs rich: pip install "maskedgrad[demo]"') from error
-    # What is piped into a file is as wide as the table.
-    return Console(width=None if sys.stdout.isatty() else 130)

@@ -50,21 +50,12 @@ def ratio(result: Result, floor: Result, of: str = "step", to: str | None = None
     return Ratio(median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
-def table(results: Sequence[Result], title: str | None) -> Any:
-    """A `rich` table of `results`, with the ratios to the floor among them."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
+def cells_of(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """The headings and the rows of a table of results, with ratios to the floor among them."""
     floor = next((result for result in results if result.case["way"] == FLOOR), results[0])
-    rows = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    rows.add_column("way", no_wrap=True)
-    rows.add_column("step,\nms", justify="right", no_wrap=True)
-    rows.add_column(f"times {floor.case['way']}\n(low to high)", justify="right", no_wrap=True)
-    for name in COLUMNS:
-        rows.add_column(name, justify="right", no_wrap=True)
-    for result in results:
-        rows.add_row(result.case["way"], *(cell(result, floor) for cell in CELLS))
-    return rows
+    headings = ["way", "step,\nms", f"times {floor.case['way']}\n(low to high)", *COLUMNS]
+    rows = [[result.case["way"], *(cell(result, floor) for cell in CELLS)] for result in results]
+    return headings, rows
 
 
 COLUMNS = [

@@ -15,6 +15,7 @@ DISTINCT_BATCHES = 16
 UNTIMED_STEPS = 5
 FEWEST, MOST = 5, 500  # measured steps
 MEASURED_SECONDS = 2.0
+REFUSED = 3  # the exit status of a process that a user's value is wrong for
 
 
 class Case(NamedTuple):

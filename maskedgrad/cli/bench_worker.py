@@ -17,6 +17,7 @@ import tensorflow as tf
 from typing_extensions import override
 
 from maskedgrad.cli.bench_work import (
+    REFUSED,
     Case,
     Measurement,
     PeakMemory,
@@ -33,7 +34,12 @@ from maskedgrad.reports.counting import state_bytes
 def main(arguments: list[str]) -> int:
     """Measures the case that the one argument holds."""
     case = Case(**json.loads(arguments[0]))
-    print(json.dumps(measure(case)._asdict()))
+    try:
+        measurement = measure(case)
+    except ValueError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return REFUSED
+    print(json.dumps(measurement._asdict()))
     return 0
 
 

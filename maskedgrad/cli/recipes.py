@@ -20,6 +20,8 @@ from maskedgrad.vectors.pretrained import pretrained_embedding
 
 Head = Callable[[Any], Any]
 Ids: TypeAlias = "Sequence[int] | np.ndarray"
+SLOWLY = 0.1
+LORA_RANK = 8
 
 
 class Recipe(NamedTuple):
@@ -135,6 +137,35 @@ def masked_optimizer(
     return Recipe(model, lambda: _table(words))
 
 
+def slow_rows(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
+    """Every row trains, and the others at `SLOWLY` of the speed. See `Recipe`."""
+    words = _embedding(matrix)
+    model = MaskedModel(*_inputs_and_outputs(words, head))
+    others = Rows(trainable_ids, len(matrix)).complement()
+    model.compile(
+        MaskedOptimizer(
+            optimizer,
+            {words: slice(None)},
+            row_learning_rates={words: {SLOWLY: others}},
+        ),
+        **compile_options,
+    )
+    return Recipe(model, lambda: _table(words))
+
+
+def lora(
+    matrix: np.ndarray, trainable_ids: Ids, head: Head, optimizer: Any, **compile_options: Any
+) -> Recipe:
+    """Keras's own LoRA of the table, of rank `LORA_RANK`. See `Recipe`."""
+    words = _embedding(matrix)
+    words.enable_lora(LORA_RANK)
+    model = StockModel(*_inputs_and_outputs(words, head))
+    model.compile(optimizer, **compile_options)
+    return Recipe(model, lambda: keras.ops.convert_to_numpy(words.embeddings))
+
+
 RECIPES = {
     "table frozen": frozen_table,
     "table trainable": trainable_table,
@@ -143,6 +174,8 @@ RECIPES = {
     "stop_gradient mix": stop_gradient_mix,
     "maskedgrad": masked_optimizer,
 }
+# Which train the other rows too, on purpose, so that the benchmark has nothing to compare.
+WITH_OTHER_ROWS = {"maskedgrad, others slowly": slow_rows, "LoRA": lora}
 
 
 class StepTimes(keras.callbacks.Callback):

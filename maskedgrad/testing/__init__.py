@@ -1,4 +1,10 @@
-"""Property tests that users of maskedgrad run on models of their own. Needs the extra `testing`."""
+"""Property tests that users of maskedgrad run on models of their own.
+
+What draws needs the extra `testing`; `frozen_rows_unchanged` and what compares bits need none.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from maskedgrad.testing.bits import assert_same_bits, bits
 from maskedgrad.testing.compact_twin import (
@@ -8,18 +14,20 @@ from maskedgrad.testing.compact_twin import (
     selected_gradient,
 )
 from maskedgrad.testing.frozen_rows import frozen_rows_unchanged
-from maskedgrad.testing.strategies import (
-    TABLE_PATH,
-    OptimizerSpec,
-    Table,
-    gradients,
-    gradients_of,
-    optimizer_classes,
-    optimizers,
-    row_sets,
-    tables,
-)
-from maskedgrad.testing.walks import Walk, check_model
+
+if TYPE_CHECKING:
+    from maskedgrad.testing.strategies import (
+        TABLE_PATH,
+        OptimizerSpec,
+        Table,
+        gradients,
+        gradients_of,
+        optimizer_classes,
+        optimizers,
+        row_sets,
+        tables,
+    )
+    from maskedgrad.testing.walks import Walk, check_model
 
 __all__ = [
     "TABLE_PATH",
@@ -41,3 +49,18 @@ __all__ = [
     "selected_gradient",
     "tables",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What draws is imported where it is used, since it needs Hypothesis.
+    if name in __all__:
+        # The first says which extra is missing.
+        for module in ("strategies", "walks"):
+            found = vars(importlib.import_module(f"maskedgrad.testing.{module}")).get(name)
+            if found is not None:
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

