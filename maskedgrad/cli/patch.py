@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "new",
         type=Path,
         metavar="NEW",
-        help="a file in word2vec's text format, or with --peft a folder",
+        help="a file of vectors, of a format that its suffix names (.txt, .vec, .bin, .npy ...), "
+        "or with --peft a folder",
     )
     export.add_argument(
         "--table", metavar="TABLE", help="the path of the table, if the patch has several"
