@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
@@ -56,6 +56,7 @@ def test_the_merged_patch_does_what_both_do(first_ids, second_ids, one, other, o
 
 
 @given(ID_SETS, ID_SETS, VALUES, VALUES, st.sampled_from([0, 0.25, 0.5, 1]))
+@example({3, 4}, {3}, 1.0, 5.0, 0.25)
 def test_rows_of_both_are_averaged_by_weight_or_refused(first_ids, second_ids, one, other, weight):
     shared = sorted(first_ids & second_ids)
     assume(shared)
