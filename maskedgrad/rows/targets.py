@@ -240,7 +240,8 @@ def variables_before_build(name: Named) -> list[keras.Variable]:
         raise ValueError(
             f"It must be said along which axis the rows of {describe(layer)} lie, since it owns no "
             f"table but a kernel. Received: the layer alone, with{listing(found)}"
-            "`AlongAxis(layer, -1)` names its outputs, another axis its inputs or places."
+            "`AlongAxis(layer, axis)` says it. The outputs of `Dense` and of a convolution lie "
+            "along axis -1, those of a transposed convolution along axis -2."
         )
     _check_one_length(name, found)
     return found

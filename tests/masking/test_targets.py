@@ -157,7 +157,7 @@ def test_a_layer_of_a_kernel_must_say_its_axis(layer):
     """The first axis of such a kernel is its height, or what comes in."""
     ranks = {"Conv2D": 4, "DepthwiseConv2D": 4, "Conv1D": 3, "Dense": 2, "EinsumDense": 2}
     layer.build((1, 8, 8, 5)[-ranks[type(layer).__name__] :])
-    with pytest.raises(ValueError, match=r"which axis.*AlongAxis\(layer, -1\)|which axis(.|\n)*-1"):
+    with pytest.raises(ValueError, match=r"which axis(.|\n)*AlongAxis\(layer, axis\)"):
         named({layer: [0]})
     assert named({AlongAxis(layer, -1): [0]})
 
