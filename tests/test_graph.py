@@ -295,7 +295,7 @@ class Tied(keras.layers.Layer):
 
 def tied_model(model_class, by_layer):
     """A model whose table is its output layer too, and the layer that owns the table."""
-    inputs = keras.Input((LENGTH,), batch_size=1, dtype="int32")
+    inputs = keras.Input((LENGTH,), dtype="int32")
     if by_layer:
         words = keras.layers.Embedding(NUM_ROWS, 8, name="words")
     else:
@@ -362,6 +362,17 @@ def test_a_tied_table_is_neither_moved_nor_copied(options):
         model.fit(TOKENS[:1], np.roll(TOKENS[:1], 1, axis=1), verbose=0)
         assert memory_of(words.embeddings) == before
         assert before[1]
+
+
+def test_a_tied_table_trains_on_replicas():
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model, words = tied_model(MaskedModel, by_layer=False)
+        model.compile(MaskedOptimizer("adam", {words: IDS}), loss=NEXT, jit_compile=False)
+    before = words.embeddings.numpy()
+    tokens = TOKENS[:2]
+    model.fit(tokens, np.roll(tokens, 1, axis=1), verbose=0)
+    moved = (words.embeddings.numpy() != before).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == IDS
 
 
 PEAK_SCRIPT = """

@@ -189,7 +189,7 @@ def test_the_heart_has_at_most_2450_lines():
     """Of which steps on touched rows, and the trials that tell who can make them, are 450.
 
     And 180 are what a tied output needs: rows of a gradient that is never made, and reads of the
-    table that are no copies. By them its step costs half of what it did, and two tables less.
+    table that are no copies. By them its step costs six tenths of what it did.
     """
     assert sum(map(num_lines, HEART.glob("*.py"))) <= 2450
 

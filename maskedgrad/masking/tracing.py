@@ -56,7 +56,9 @@ def trace_again() -> None:
     where TensorFlow allows none.
     https://www.tensorflow.org/guide/function#creating_tfvariables
     """
-    if not tf.executing_eagerly() and tf.compat.v1.get_default_graph().name == KERAS_TRACES:
+    if tf.executing_eagerly() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return  # where a variable that one replica makes in a trace confuses the graphs of others
+    if tf.compat.v1.get_default_graph().name == KERAS_TRACES:
         with contextlib.suppress(ValueError):  # a later trace, which stays as it is
             tf.Variable(0.0, trainable=False, name="trace_again")
 
