@@ -95,12 +95,18 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 _ROOMS = {"callbacks", "patches", "reports", "rows", "testing", "vectors"}
 
 
-def __getattr__(name: str) -> Any:
+def _imported(name: str) -> Any:
+    """What is exported under a name, imported now."""
     if name in _ROOMS:
         return importlib.import_module(f"maskedgrad.{name}")
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"maskedgrad.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:
+    # Of which type checkers need not know, or they would let any name pass.
+    __getattr__ = _imported
 
 
 def __dir__() -> list[str]:
@@ -123,4 +129,4 @@ def _runs_a_command() -> bool:
 if not _runs_a_command():
     check_tensorflow()
     # `testing` is no part of `__all__`: most of it needs an extra.
-    globals().update({name: __getattr__(name) for name in __all__ if name != "__version__"})
+    globals().update({name: _imported(name) for name in __all__ if name != "__version__"})

@@ -46,6 +46,7 @@ def test_the_readme_reads_on_an_index():
         path = re.fullmatch(rf"{home}/(?:blob|raw)/main/([^#]*)(?:#.*)?", link)
         assert path, link
         assert (ROOT / path[1]).exists(), link
+    assert read(".github/CITATION.cff")["repository-code"] == home
     for line in setup["metadata"]["project_urls"].strip().splitlines():
         assert line.split(" = ")[1].startswith(home)
 

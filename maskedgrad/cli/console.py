@@ -64,13 +64,6 @@ def print_table(
 
     >>> from rich.console import Console
     >>> headings, rows = ["way", "frozen rows\\nchanged"], [["maskedgrad", "0"]]
-    >>> print_table(Console(width=40), headings, rows)
-    <BLANKLINE>
-     way         frozen rows
-                     changed
-     ────────────────────────
-     maskedgrad            0
-    <BLANKLINE>
     >>> print_table(Console(width=20), headings, rows)
     maskedgrad
       frozen rows changed: 0

@@ -51,7 +51,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _imported(name: str) -> Any:
+    """What is exported under a name, imported now."""
     # What draws is imported where it is used, since it needs Hypothesis.
     if name in __all__:
         # The first says which extra is missing.
@@ -60,6 +61,11 @@ def __getattr__(name: str) -> Any:
             if found is not None:
                 return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:
+    # Of which type checkers need not know, or they would let any name pass.
+    __getattr__ = _imported
 
 
 def __dir__() -> list[str]:
