@@ -111,6 +111,7 @@ LINKED = {
     ("keras", "keras/src/ops/operation.py"): "_inbound_nodes",
     ("keras", "keras/src/optimizers/base_optimizer.py"): "moving_average|not_first_step",
     ("keras", "keras/src/saving/saving_lib.py"): "sorted",
+    ("tensorflow", "tensorflow/python/distribute/distribute_lib.py"): "all_reduce|grad",
     ("tensorflow", "tensorflow/python/ops/array_ops.py"): "sparse_read",
     ("tensorflow", "tensorflow/python/ops/control_flow_ops.py"): "XLAControlFlowContext",
 }
