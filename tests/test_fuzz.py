@@ -35,7 +35,7 @@ from safetensors.numpy import save
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows, callbacks, load_vectors
 from maskedgrad.cli.saved_tables import matrix_file
-from maskedgrad.cli.verify import compare_files
+from maskedgrad.cli.verification import compare_files
 from maskedgrad.patches.file import write_patch_file
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.peft import read_adapter, write_adapter

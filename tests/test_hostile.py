@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from maskedgrad import MaskedModel, MaskedOptimizer, RowPatch, Rows, callbacks, load_vectors
 from maskedgrad.cli import main
 from maskedgrad.cli.saved_tables import open_tables
-from maskedgrad.cli.verify import compare_files
+from maskedgrad.cli.verification import compare_files
 from maskedgrad.files import write_together
 from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch

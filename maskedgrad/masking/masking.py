@@ -16,7 +16,7 @@ from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
 from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.asked import Asked
-from maskedgrad.rows.gradients import check_number, check_shape
+from maskedgrad.rows.gradients import check_shape
 from maskedgrad.rows.targets import MaskedTable
 from maskedgrad.version import __version__
 
@@ -111,7 +111,6 @@ class Masking:
             gradients: of `variables`.
             variables: what is to be trained, tables among it.
         """
-        check_number(gradients, variables)
         given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
         for table in self.tables:
             check_shape(given.get(id(table.variable)), table.variable)

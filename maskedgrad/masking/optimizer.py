@@ -21,6 +21,7 @@ from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_aga
 from maskedgrad.masking.variables import read_sparsely, read_whole_if_tied, reads_sparsely
 from maskedgrad.rows import AlongAxis, MaskedTable, RowLearningRates, TrainableRows
 from maskedgrad.rows.asked import Asked
+from maskedgrad.rows.gradients import check_number
 from maskedgrad.rows.saved import (
     decode_row_learning_rates,
     decode_trainable_rows,
@@ -276,6 +277,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
                 )
             trainable_variables = self._masking.variables
         trainable_variables = list(trainable_variables)
+        check_number(grads, trainable_variables)
         self.build(trainable_variables)
         read_whole_if_tied(grads, trainable_variables)
         if self._masking is None:

@@ -125,7 +125,7 @@ def test_gradients_and_variables_must_be_of_one_length():
     optimizer = MaskedOptimizer("sgd", {layer: IDS})
     optimizer.build([layer.embeddings])
     before = layer.embeddings.numpy()
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="of one length"):
         optimizer.apply([*dense_gradients(layer.embeddings), None], [layer.embeddings])
     assert_same_bits(layer.embeddings, before, "the table")
 
@@ -394,7 +394,7 @@ def test_a_built_inner_optimizer_is_refused():
 
 @pytest.mark.parametrize("target", [3, None, ("words", "embeddings"), np.ones(2).tobytes()])
 def test_a_target_must_be_a_layer_or_a_path(target):
-    with pytest.raises(TypeError, match="layer or the path"):
+    with pytest.raises(TypeError, match="layer of Keras 3 or the path"):
         MaskedOptimizer("sgd", {target: IDS})
 
 
