@@ -541,7 +541,15 @@ def num_graphs() -> int:
 
 @pytest.mark.parametrize(
     ("options", "lazy"),
-    [({}, False), ({}, True), ({"use_ema": True, "weight_decay": 0.1, "clipnorm": 1.0}, False)],
+    [
+        ({}, False),
+        pytest.param({}, True, marks=pytest.mark.thorough),
+        pytest.param(
+            {"use_ema": True, "weight_decay": 0.1, "clipnorm": 1.0},
+            False,
+            marks=pytest.mark.thorough,
+        ),
+    ],
 )
 def test_a_model_that_is_dropped_leaves_no_graph(options, lazy):
     before = num_graphs()

@@ -19,8 +19,18 @@ from tests.as_stock.harness import (
 )
 
 MODULES = (callbacks, inputs, losses, optimizers, places, running, saving)
+# What is met often runs before a change is taken, a third of it in the default lane.
+DEFAULT = set(sorted(OFTEN)[::3])
+
+
+def lane(name):
+    if name in DEFAULT:
+        return []
+    return [pytest.mark.processes if name in OFTEN else pytest.mark.thorough]
+
+
 each_situation = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.thorough) for n in SITUATIONS]
+    "name", [pytest.param(name, marks=lane(name)) for name in SITUATIONS]
 )
 
 

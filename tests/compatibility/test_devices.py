@@ -105,7 +105,7 @@ def test_several_steps_in_one_call_are_as_many_calls(model_class, steps):
     "With `cross_device_ops=tf.distribute.ReductionToOneDevice()`. With what TensorFlow reduces by "
     "between CPUs if nothing is said, Keras fails by itself, with or without `MaskedOptimizer`.",
 )
-@pytest.mark.parametrize("steps", [2, 8])
+@pytest.mark.parametrize("steps", [2, pytest.param(8, marks=pytest.mark.thorough)])
 @in_both_models
 def test_several_steps_in_one_call_are_as_many_calls_on_replicas_too(model_class, steps):
     _, one_by_one = train(model_class, scope=mirrored_strategy().scope())

@@ -36,6 +36,7 @@ def gpt2(padding=0):
 @pytest.mark.parametrize(
     "padding", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (0, 5))]
 )
+@pytest.mark.processes  # the time that it takes
 def test_a_causal_language_model_learns_words(tmp_path, padding):
     model, size = gpt2(padding)
     model.compile(sampler="greedy")

@@ -188,6 +188,7 @@ class MaskedTextClassifier(MaskedTrainStep, keras_hub.models.BertTextClassifier)
         MaskedTextClassifier,
     ],
 )
+@pytest.mark.processes  # the time that it takes
 def test_new_words_train_from_raw_strings(model_class):
     model, whole = (
         each(
@@ -288,6 +289,7 @@ def test_new_tokens_of_a_causal_language_model_train(model_class):
     "What is generated says the new tokens once they have trained.",
 )
 @in_both_causal_lms
+@pytest.mark.processes  # the time that it takes
 def test_new_tokens_are_generated_once_they_have_trained(model_class):
     model, tokens, ids = gpt2(model_class, gpt2_preprocessor())
     before = tokens.embeddings.numpy()
@@ -307,6 +309,7 @@ def test_new_tokens_are_generated_once_they_have_trained(model_class):
     "It freezes every layer: `backbone.token_embedding.trainable = True` after it.",
 )
 @in_both_causal_lms
+@pytest.mark.processes  # the time that it takes
 def test_new_tokens_train_beside_lora(model_class):
     model, tokens, ids = gpt2(model_class)
     model.backbone.enable_lora(2)
@@ -329,6 +332,7 @@ def test_new_tokens_train_beside_lora(model_class):
     "Compile it again: Keras warns that it did not, and the optimizer that a task makes itself "
     "trains every row.",
 )
+@pytest.mark.processes  # the time that it takes
 def test_a_loaded_task_trains_its_rows_once_it_is_compiled_again(tmp_path):
     model, tokens, ids = gpt2(keras_hub.models.GPT2CausalLM, gpt2_preprocessor())
     model.compile(MaskedOptimizer("adamw", {tokens: ids}))
@@ -345,6 +349,7 @@ def test_a_loaded_task_trains_its_rows_once_it_is_compiled_again(tmp_path):
 
 
 @works(MODELS, "A task that is a `MaskedTrainStep` too, saved and loaded")
+@pytest.mark.processes  # the time that it takes
 def test_a_loaded_masked_task_trains_its_rows(tmp_path):
     model, tokens, ids = gpt2(MaskedCausalLM, gpt2_preprocessor())
     model.compile(MaskedOptimizer("adamw", {tokens: ids}))

@@ -69,6 +69,7 @@ def nearest(table: np.ndarray, row: int, words: list[str]) -> list[str]:
     return [words[i] for i in np.argsort(-similarity) if i != row][:10]
 
 
+@pytest.mark.processes  # the time that it takes
 def test_three_new_tokens_learn_and_every_other_row_keeps_its_bits(vocabulary, matrix):
     assert matrix.shape == (30522, 384)
     words = sorted(vocabulary, key=vocabulary.get)

@@ -12,15 +12,15 @@ from maskedgrad.testing import (
     TABLE_PATH,
     assert_same_bits,
     gradients_of,
-    optimizer_classes,
     optimizers,
     tables,
 )
+from tests.features import some_optimizer_classes
 
 multipliers = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
 
 
-@pytest.mark.parametrize("cls", optimizer_classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", some_optimizer_classes())
 @given(data=st.data())
 def test_a_row_moves_by_its_share_of_every_optimizers_step(cls, data):
     table, spec = data.draw(tables()), data.draw(optimizers(cls))
@@ -144,6 +144,7 @@ def test_multipliers_come_with_the_state_that_was_saved_of_the_rows(name, tmp_pa
         assert_same_bits(one, other, one.path)
 
 
+@pytest.mark.processes  # the time that it takes
 def test_a_number_for_each_of_many_rows_takes_no_quadratic_time():
     rates = np.linspace(0.1, 1, 100_000)
     optimizer = MaskedOptimizer("sgd", {"table": [5]}, row_learning_rates={"table": rates})
