@@ -29,18 +29,13 @@ def lane(name):
     return [pytest.mark.processes if name in OFTEN else pytest.mark.thorough]
 
 
-each_situation = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=lane(name)) for name in SITUATIONS]
-)
-
-
-@each_situation
+@pytest.mark.parametrize("name", [pytest.param(each, marks=lane(each)) for each in SITUATIONS])
 def test_a_masked_model_of_all_rows_is_as_stock(name):
     assert_as_stock(name, MODEL)
 
 
 @pytest.mark.thorough
-@each_situation
+@pytest.mark.parametrize("name", SITUATIONS)
 def test_a_stock_model_with_a_masked_optimizer_of_all_rows_is_as_stock(name):
     assert_as_stock(name, OPTIMIZER)
 
@@ -52,7 +47,7 @@ def assert_as_stock(name, way):
 
 
 @pytest.mark.thorough
-@each_situation
+@pytest.mark.parametrize("name", SITUATIONS)
 def test_stock_keras_is_as_itself(name):
     assert not differences(outcome(SITUATIONS[name], STOCK), as_stock(SITUATIONS[name]))
 
