@@ -139,7 +139,8 @@ def test_the_demo_shows_what_masked_rows_are_for(workers, vectors, tmp_path, cap
     """Symbols are learned, unseen words are not forgotten, and frozen rows keep their bits."""
     image, numbers = tmp_path / "figure.png", tmp_path / "numbers.json"
     paths = ["--vectors", str(vectors), "--figure", str(image), "--json", str(numbers)]
-    ways = ["table frozen", "table trainable", "maskedgrad"]
+    # Two workers take their time, most of all over a whole table.
+    ways = ["table frozen", "maskedgrad", "table trainable"][: 3 if workers == "1" else 2]
     status = main(
         ["demo", *paths, "--seeds", "1", "--epochs", "30", "--workers", workers, "--ways", *ways]
     )
@@ -155,9 +156,8 @@ def test_the_demo_shows_what_masked_rows_are_for(workers, vectors, tmp_path, cap
     assert accuracies["table frozen"]["symbols"] == 0.25
     assert accuracies["maskedgrad"]["symbols"] > 0.9
     assert accuracies["maskedgrad"]["unseen words"] > 0.8
-    changed = [found[way]["frozen_rows_changed"] for way in ways]
-    assert changed[0] == changed[2] == 0
-    assert changed[1] > 0
+    changed = {way for way in ways if found[way]["frozen_rows_changed"]}
+    assert changed == {*ways} & {"table trainable"}
 
 
 def test_only_masked_ways_leave_every_other_row_its_bits(vectors, tmp_path, monkeypatch, capfd):
