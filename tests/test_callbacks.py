@@ -19,7 +19,7 @@ RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.normal(size=(NUM_ROWS, WIDTH)).astype("float32")
 X = RANDOM.integers(0, NUM_ROWS, size=(8, LENGTH))
 Y = RANDOM.normal(size=(8, 1)).astype("float32")
-BASES = [keras.Model, MaskedModel]
+BASES = [pytest.param(keras.Model, marks=pytest.mark.thorough), MaskedModel]
 
 
 def small_model(base=MaskedModel, ids=(2, 7), optimizer="sgd", **options):

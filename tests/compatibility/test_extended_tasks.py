@@ -87,6 +87,7 @@ def bert():
     "A word that is lowercased or split at punctuation becomes a special token.",
 )
 @pytest.mark.parametrize("words", [["zorb", "quux"], ["<city>", "Zorb"]])
+@pytest.mark.processes  # the time that it takes
 def test_a_classifier_learns_words(tmp_path, words):
     backbone, tokenizer = bert()
     preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=8)

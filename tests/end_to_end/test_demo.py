@@ -202,7 +202,8 @@ def test_help_names_every_option_and_its_default(capsys):
     assert " ".join(printed.split()).count("(default: ") == len(options)
 
 
-def test_what_makes_a_worker_fail_is_shown(tmp_path, capfd):
+def test_what_makes_a_worker_fail_is_shown(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)  # or TensorFlow may say more
     path = _write_vectors(tmp_path / "vectors.txt", {"gâteau": [1.0]}, header=True)
     assert main(["demo", "--vectors", str(path), "--workers", "2"]) == 1
     assert len(capfd.readouterr().err.splitlines()) == 1
