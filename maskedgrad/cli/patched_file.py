@@ -6,7 +6,6 @@ as it is, and memory holds the rows of the patch and a few megabytes.
 """
 
 import contextlib
-import math
 import shutil
 import tempfile
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 
 from maskedgrad.cli.saved_tables import WEIGHTS_FILE, SavedTable, layers, saved_table
 from maskedgrad.files import whole_file
-from maskedgrad.masking.tables import CHUNK_BYTES, digest_of_rows, same_bits
+from maskedgrad.masking.tables import digest_of_rows, same_bits
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import (
     TablePatch,
@@ -255,33 +254,19 @@ def _check_base(patch: TablePatch, table: SavedTable, vocabularies: Mapping[str,
         words = vocabularies[patch.path]
         check_anchors(patch, words, lambda ids: _read_rows(table, ids))
     else:
-        check_digest(patch, digest_of_rows(_chunks(table), ~patch.rows.mask))
-
-
-def _chunks(table: SavedTable) -> Iterator[tuple[int, np.ndarray]]:
-    step = _rows_a_chunk(table)
-    for start in range(0, table.shape[0], step):
-        yield start, table.read(start, min(start + step, table.shape[0]))
+        check_digest(patch, digest_of_rows(table.chunks(), ~patch.rows.mask))
 
 
 def _read_rows(table: SavedTable, ids: np.ndarray) -> np.ndarray:
     """Rows by their ids, in any order."""
     rows = np.empty((len(ids), *table.shape[1:]), table.dtype)
-    step = _rows_a_chunk(table)
+    step = table.rows_a_chunk
     for chunk in np.unique(ids // step):
         inside = ids // step == chunk
         rows[inside] = table.read(chunk * step, min((chunk + 1) * step, table.shape[0]))[
             ids[inside] - chunk * step
         ]
     return rows
-
-
-def _rows_a_chunk(table: SavedTable) -> int:
-    return max(1, CHUNK_BYTES // max(1, _row_bytes(table)))
-
-
-def _row_bytes(table: SavedTable) -> int:
-    return math.prod(table.shape[1:]) * table.dtype.itemsize
 
 
 def _write_rows(weights: BinaryIO, table: SavedTable, patch: TablePatch) -> None:
@@ -292,5 +277,5 @@ def _write_rows(weights: BinaryIO, table: SavedTable, patch: TablePatch) -> None
             "Received: one that is packed or cut into chunks. Load the model, and save it again."
         )
     for id_, row in zip(patch.ids.tolist(), patch.values.astype(table.dtype), strict=True):
-        weights.seek(table.offset + id_ * _row_bytes(table))
+        weights.seek(table.offset + id_ * table.row_bytes)
         weights.write(row.tobytes())

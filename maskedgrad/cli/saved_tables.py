@@ -22,7 +22,7 @@ from maskedgrad.rows.saved import decode_trainable_rows
 
 WEIGHTS_FILE = "model.weights.h5"
 LARGEST_CONFIG = 2**28  # bytes; it holds which rows train, as text
-CHUNK_ROWS = 2**12
+CHUNK_BYTES = 2**23
 
 
 class SavedTable(NamedTuple):
@@ -44,6 +44,21 @@ class SavedTable(NamedTuple):
     trainable: Rows | None
     offset: int | None = None
     doubt: str | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """The number of bytes of a row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def rows_a_chunk(self) -> int:
+        """How many rows are read at a time: some megabytes of them."""
+        return max(1, CHUNK_BYTES // max(1, self.row_bytes))
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The whole table, some rows at a time, each with the id of its first row."""
+        for start in range(0, self.shape[0], self.rows_a_chunk):
+            yield start, self.read(start, min(start + self.rows_a_chunk, self.shape[0]))
 
 
 @contextlib.contextmanager
@@ -288,11 +303,7 @@ def _num_common(layer: Sequence[str], name: Sequence[str]) -> int:
 
 def _digest(table: SavedTable, trained: _Trained) -> str:
     """Returns the digest of the rows of a table that are trained."""
-    chunks = (
-        (start, table.read(start, start + CHUNK_ROWS))
-        for start in range(0, table.shape[0], CHUNK_ROWS)
-    )
-    return digest_of_rows(chunks, trained.rows.mask)
+    return digest_of_rows(table.chunks(), trained.rows.mask)
 
 
 def _shape(dataset: Any) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,9 @@ import numpy as np
 
 from maskedgrad.cli.options import without_python
 from maskedgrad.cli.saved_tables import SavedTable, describe, matrix_file, open_tables
+from maskedgrad.masking.tables import bits
 from maskedgrad.rows.rows import Rows
 
-CHUNK_BYTES = 2**23
 NUM_SHOWN = 10
 
 
@@ -132,16 +131,14 @@ def compare(table: SavedTable, source: SavedTable, absent_ids: np.ndarray) -> Co
     is_compared = is_frozen & ~is_absent
     differing: list[np.ndarray] = []
     differences: list[np.ndarray] = []
-    row_bytes = math.prod(table.shape[1:]) * table.dtype.itemsize
-    step = max(1, CHUNK_BYTES // max(1, row_bytes))
-    for start in range(0, min(num_rows, source.shape[0]), step):
-        stop = min(start + step, num_rows, source.shape[0])
+    for start in range(0, min(num_rows, source.shape[0]), table.rows_a_chunk):
+        stop = min(start + table.rows_a_chunk, num_rows, source.shape[0])
         ids = start + np.flatnonzero(is_compared[start:stop])
         rows = table.read(start, stop)[ids - start].reshape(len(ids), -1)
         with np.errstate(over="ignore"):
             expected = source.read(start, stop)[ids - start].astype(table.dtype)
         expected = expected.reshape(rows.shape)
-        differs = (_bits(rows) != _bits(expected)).any(axis=1)
+        differs = (bits(rows) != bits(expected)).any(axis=1)
         differing.append(ids[differs])
         with np.errstate(invalid="ignore"):
             gaps = np.abs(rows[differs].astype("float64") - expected[differs].astype("float64"))
@@ -253,10 +250,6 @@ def _check_fits(table: SavedTable, source: SavedTable, is_frozen: np.ndarray) ->
             f"The source must hold each frozen row of {describe([table])}. "
             f"Received: {describe([source])}"
         )
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).view(f"uint{8 * array.dtype.itemsize}")
 
 
 def _furthest(ids: np.ndarray, differences: np.ndarray) -> list[tuple[int, float | None]]:
