@@ -23,9 +23,32 @@ def check_absent(paths: Iterable[Path | None], replace: bool) -> None:
     existing = [str(path) for path in paths if path is not None and path.exists()]
     if existing and not replace:
         raise FileExistsError(
-            f"Expected new files. Received: {', '.join(existing)}, which exist. Name others, or "
-            "give --replace."
+            f"What is written must not exist. Received: {', '.join(existing)}, of which each "
+            "does. Give another name, or say that it may be replaced (--replace)."
         )
+
+
+def read_words(vocabulary: Path) -> list[str]:
+    """The words of a file, one a line; the first row has the first."""
+    try:
+        words = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--vocabulary must be a file of UTF-8. Received: {vocabulary}, of which byte "
+            f"{error.start} is not. Write it anew: iconv -t UTF-8"
+        ) from error
+    if not any(words):
+        raise ValueError(
+            f"--vocabulary must hold a word a line. Received: {vocabulary}, which has none"
+        )
+    line_of: dict[str, int] = {}
+    for line, word in enumerate(words, start=1):
+        if line_of.setdefault(word, line) != line:
+            raise ValueError(
+                "--vocabulary must hold each word once, on the line of its row. Received: "
+                f"{vocabulary}, with {word!r} on lines {line_of[word]} and {line}"
+            )
+    return words
 
 
 def without_python(message: str) -> str:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from maskedgrad.cli.options import read_words
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to `parser`."""
@@ -103,7 +105,7 @@ def _apply(options: argparse.Namespace) -> int:
         options.new,
         strict=not options.no_strict,
         allow_nonfinite=options.allow_nonfinite,
-        vocabulary=options.vocabulary and _lines(options.vocabulary),
+        vocabulary=options.vocabulary and read_words(options.vocabulary),
         replace=options.replace,
     )
     num_rows = sum(len(table.rows) for table in patch.tables.values())
@@ -122,10 +124,6 @@ def _export(options: argparse.Namespace) -> int:
         export_vectors(patch, options.new, options.table, options.replace)
     print(f"{options.new}: {options.patch}")
     return 0
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
 def _json(value: object) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskedgrad.cli.options import check_absent
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.peft import CONFIG_FILE, write_adapter
 from maskedgrad.patches.table import TablePatch
@@ -24,7 +25,7 @@ def export_vectors(patch: RowPatch, path: Path, table: str | None, replace: bool
             f"without those of {chosen.path!r}. It knows them if it was made by "
             "`RowPatch.from_model(model, vocabulary=...)`."
         )
-    _check_new(path, path, replace)
+    check_absent([path], replace)
     save_vectors(path, chosen.values, chosen.words)
 
 
@@ -47,7 +48,7 @@ def export_adapter(patch: RowPatch, folder: Path, modules: Sequence[str], replac
             "Expected --peft TABLE=MODULE, such as words/embeddings=model.embed_tokens, for each "
             f"of {list(patch.tables)}. Received: {list(modules)}"
         )
-    _check_new(folder, folder / CONFIG_FILE, replace)
+    check_absent([folder / CONFIG_FILE], replace)
     write_adapter(patch, folder, pairs)
 
 
@@ -58,11 +59,3 @@ def _chosen(patch: RowPatch, table: str | None) -> TablePatch:
             f"Expected --table, one of {list(patch.tables)}. Received: {table or 'none'}"
         )
     return patch.tables[paths[0]]
-
-
-def _check_new(path: Path, file: Path, replace: bool) -> None:
-    if file.exists() and not replace:
-        raise FileExistsError(
-            f"What is written must not exist. Received: {str(path)!r}, which does. Give another "
-            "name, or say that it may be replaced (--replace)."
-        )

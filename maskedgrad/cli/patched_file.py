@@ -15,7 +15,8 @@ from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from maskedgrad.cli.saved_tables import WEIGHTS_FILE, SavedTable, layers, saved_table
+from maskedgrad.cli.options import check_absent
+from maskedgrad.cli.saved_tables import WEIGHTS_FILE, SavedTable, layers, reading, saved_table
 from maskedgrad.files import whole_file
 from maskedgrad.masking.tables import digest_of_rows, same_bits
 from maskedgrad.patches.patch import RowPatch
@@ -31,6 +32,9 @@ from maskedgrad.rows.vocabulary import by_path
 
 KERAS, WEIGHTS = ".keras", ".weights.h5"
 COPY_BYTES = 2**20
+EXPECTED = (
+    "a model as `model.save(...)` writes it, or its weights as `model.save_weights(...)` does"
+)
 
 
 class _Stored(NamedTuple):
@@ -85,11 +89,7 @@ def apply_to_file(
     [True, True, True, True, True]
     """
     _check_kinds(source, target)
-    if target.exists() and not replace:
-        raise FileExistsError(
-            f"The new file must not exist. Received: {str(target)!r}, which does. Give another "
-            "name, or say that it may be replaced (--replace)."
-        )
+    check_absent([target], replace)
 
     def put_in(weights: BinaryIO) -> None:
         _put_in(
@@ -125,7 +125,7 @@ def _check_kinds(source: Path, target: Path) -> None:
 def _copy_archive(source: Path, new: BinaryIO, put_in: Callable[[BinaryIO], None]) -> None:
     """Copies a `.keras` file, all members as they are but for the weights."""
     with contextlib.ExitStack() as stack:
-        with _reading(source):
+        with reading(source, EXPECTED):
             old = stack.enter_context(zipfile.ZipFile(source))
             # Beside the new file, since a folder for temporary files may be kept in memory.
             weights = stack.enter_context(tempfile.TemporaryFile(dir=Path(new.name).parent))
@@ -136,7 +136,7 @@ def _copy_archive(source: Path, new: BinaryIO, put_in: Callable[[BinaryIO], None
         with zipfile.ZipFile(new, "w") as archive:
             archive.comment = old.comment
             for info in old.infolist():
-                with contextlib.ExitStack() as members, _reading(source):
+                with contextlib.ExitStack() as members, reading(source, EXPECTED):
                     into = members.enter_context(archive.open(_same_member(info), "w"))
                     is_weights = info.filename == WEIGHTS_FILE
                     content: IO[bytes] = (
@@ -200,23 +200,9 @@ def _opened(weights: BinaryIO, source: Path) -> Iterator[Any]:
     import h5py
 
     with contextlib.ExitStack() as stack:
-        with _reading(source):
+        with reading(source, EXPECTED):
             file = stack.enter_context(h5py.File(weights, "r"))
         yield file
-
-
-@contextlib.contextmanager
-def _reading(source: Path) -> Iterator[None]:
-    """A context in which an error says that the file is not as Keras writes it."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile and HDF5 do not say what they raise for damaged files
-        raise ValueError(
-            "Expected a model as `model.save(...)` writes it, or its weights as "
-            f"`model.save_weights(...)` does. Received: {str(source)!r} ({error})"
-        ) from error
 
 
 def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
@@ -225,7 +211,7 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
     Such a file holds names of layers, and numbers for the variables of each. Of
     a layer that has several, the one of the right shape is meant.
     """
-    with _reading(source):
+    with reading(source, EXPECTED):
         # A link to another file leads nowhere: HDF5 is given the content of this one, and no path.
         found = [each for name, group in layers(file) for each in _of_layer(name, group, patch)]
     stored = variable_at(patch.path, found)
@@ -237,7 +223,7 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
             f"The file must have one table that can be {patch.path!r} in a model. "
             f"Received: {str(source)!r} with {alike}. Load the model, and apply the patch there."
         )
-    with _reading(source):
+    with reading(source, EXPECTED):
         return saved_table(stored.path, stored.dataset)
 
 

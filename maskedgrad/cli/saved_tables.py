@@ -86,7 +86,8 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
     import h5py
 
     with contextlib.ExitStack() as stack:
-        try:
+        expected = "a model as `model.save(...)` writes it, in one file that ends in .keras"
+        with reading(path, expected):
             archive = stack.enter_context(zipfile.ZipFile(path))
             _check_size(archive, "config.json", LARGEST_CONFIG)
             config = json.loads(archive.read("config.json"))
@@ -97,14 +98,18 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
                 shutil.copyfileobj(member, weights, 2**20)
             file = stack.enter_context(h5py.File(weights, "r"))
             tables = _tables(file, _trained(config, file))
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zipfile and HDF5 do not say what they raise for damaged files
-            raise ValueError(
-                "Expected a model as `model.save(...)` writes it, in one file that ends in "
-                f".keras. Received: {str(path)!r} ({error})"
-            ) from error
         yield tables
+
+
+@contextlib.contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """A context in which an error says what a file is expected to be, unless it is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile and HDF5 do not say what they raise for damaged files
+        raise ValueError(f"Expected {expected}. Received: {str(path)!r} ({error})") from error
 
 
 def layers(file: Any) -> list[tuple[str, Any]]:

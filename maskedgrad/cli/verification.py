@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskedgrad.cli.options import without_python
+from maskedgrad.cli.options import read_words, without_python
 from maskedgrad.cli.saved_tables import SavedTable, describe, matrix_file, open_tables
 from maskedgrad.masking.tables import bits
 from maskedgrad.rows.rows import Rows
@@ -191,7 +191,7 @@ def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.
             "A source that has words needs --vocabulary, the words of the model's rows. "
             f"Received: --against {path} alone"
         )
-    words = _words(vocabulary)
+    words = read_words(vocabulary)
     with warnings.catch_warnings():
         # It hints at an argument in Python; and here padding is a row as any other.
         warnings.simplefilter("ignore", UserWarning)
@@ -206,29 +206,6 @@ def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.
         path.name, matrix.shape, matrix.dtype, lambda start, stop: matrix[start:stop], None
     )
     return [table], np.concatenate([report.missing_ids, np.array(padding, int)])
-
-
-def _words(vocabulary: Path) -> list[str]:
-    """The words of a file, one a line; the first row has the first."""
-    try:
-        words = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--vocabulary must be a file of UTF-8. Received: {vocabulary}, of which byte "
-            f"{error.start} is not. Write it anew: iconv -t UTF-8"
-        ) from error
-    if not any(words):
-        raise ValueError(
-            f"--vocabulary must hold a word a line. Received: {vocabulary}, which has none"
-        )
-    line_of: dict[str, int] = {}
-    for line, word in enumerate(words, start=1):
-        if line_of.setdefault(word, line) != line:
-            raise ValueError(
-                "--vocabulary must hold each word once, on the line of its row. Received: "
-                f"{vocabulary}, with {word!r} on lines {line_of[word]} and {line}"
-            )
-    return words
 
 
 def _counterpart(table: SavedTable, sources: list[SavedTable]) -> SavedTable:
