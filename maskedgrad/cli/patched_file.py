@@ -22,6 +22,7 @@ from maskedgrad.masking.tables import digest_of_rows, same_bits
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import (
     TablePatch,
+    check_apart,
     check_digest,
     check_finite,
     check_fits,
@@ -169,6 +170,7 @@ def _put_in(
     vocabularies = by_path(vocabulary, list(patch.tables))
     with _opened(weights, source) as file:
         found = [(each, _table_of(each, file, source)) for each in patch.tables.values()]
+        check_apart({each.path: table.name for each, table in found})
         placed = [(_moved(each, table, vocabularies), table) for each, table in found]
         for each, table in placed:
             check_fits(each, table)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -130,6 +130,22 @@ def check_fits(patch: TablePatch, variable: keras.Variable) -> None:
             f"The table {patch.path!r} must be of the shape and dtype {expected}. "
             f"Received: a model with {received}. A patch fits the table that it was taken from."
         )
+
+
+def check_apart(found: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if two tables of a patch would go into one.
+
+    Args:
+        found: for the path of each table what it was found to be.
+    """
+    for place in found.values():
+        alike = [path for path, its_place in found.items() if its_place == place]
+        if len(alike) > 1:
+            raise ValueError(
+                "Each table of a patch must be a table of its own in the model. Received: a model "
+                f"in which {alike} are found to be one. A path is made of names of models and "
+                "layers: give them the names that they had when the patch was made."
+            )
 
 
 def check_base(patch: TablePatch, variable: keras.Variable) -> None:
