@@ -1,11 +1,11 @@
-"""Whole files or none: atomic writes."""
+"""Files: written whole or not at all, and read without being led out of them."""
 
 import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FilePath = str | os.PathLike[str]
 
@@ -65,6 +65,54 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             places.append(put_in_place)
         for put_in_place in places:
             put_in_place()
+
+
+@contextlib.contextmanager
+def opened_hdf5(file: FilePath | BinaryIO) -> Iterator[Any]:
+    """An `h5py.File` to read, in which no name leads out of the file, or round in it.
+
+    HDF5 follows links by itself, to any file that the process may read. Keras writes none.
+
+    Raises:
+        OSError: there is no such file, or it is no HDF5 file.
+        ValueError: something in it is a link, is in more than one place, or has its numbers in
+            another file.
+
+    Example:
+
+    >>> import tempfile, h5py
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with h5py.File(f"{folder}/weights.h5", "w") as file:
+    ...         file["table"] = [1, 2]
+    ...     with opened_hdf5(f"{folder}/weights.h5") as file:
+    ...         file["table"][:].tolist()
+    [1, 2]
+    """
+    import h5py
+
+    with h5py.File(file, "r") as opened:
+        _check_leads_nowhere(opened)
+        yield opened
+
+
+def _check_leads_nowhere(file: Any) -> None:
+    import h5py
+
+    groups, found = [file], {hash(file.id)}
+    while groups:
+        group = groups.pop()
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise ValueError(f"{key!r} in the group {group.name!r} is a link")
+            child = group[key]
+            # A few groups that hold each other would be as many as can never be visited.
+            if hash(child.id) in found:
+                raise ValueError(f"{child.name!r} is in more than one place")
+            found.add(hash(child.id))
+            if isinstance(child, h5py.Group):
+                groups.append(child)
+            elif isinstance(child, h5py.Dataset) and (child.external or child.is_virtual):
+                raise ValueError(f"the numbers of {child.name!r} are in another file")
 
 
 @contextlib.contextmanager

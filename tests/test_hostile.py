@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from safetensors.numpy import save
 
 from maskedgrad import MaskedModel, MaskedOptimizer, RowPatch, Rows, callbacks, load_vectors
 from maskedgrad.cli import main
+from maskedgrad.cli.patched_file import apply_to_file
 from maskedgrad.cli.saved_tables import open_tables
 from maskedgrad.cli.verification import compare_files
 from maskedgrad.files import write_together
@@ -318,6 +320,14 @@ def with_a_link_to_a_group(file):
     file["layers/more"] = h5py.SoftLink("/layers/embedding")
 
 
+def with_a_table_in_two_places(file):
+    file["layers/embedding/vars/1"] = file["layers/embedding/vars/0"]
+
+
+def with_a_link_beside_moments(file):
+    file["optimizer/more"] = h5py.ExternalLink("elsewhere.h5", "/table")
+
+
 HOSTILE = {
     "a soft link": (a_link_to(h5py.SoftLink("/table")), "'0' .* is a link"),
     "another file": (a_link_to(h5py.ExternalLink("elsewhere.h5", "/table")), "'0' .* is a link"),
@@ -326,15 +336,70 @@ HOSTILE = {
     "more groups than can be": (with_as_many_groups_as_can_be, "is in more than one place"),
     "a group in itself": (with_a_group_in_itself, "is in more than one place"),
     "a link to a group": (with_a_link_to_a_group, "'more' .* is a link"),
+    "a table in two places": (with_a_table_in_two_places, "is in more than one place"),
+    "a link beside moments": (with_a_link_beside_moments, "'more' .* is a link"),
 }
 
 
+def restore_backup(model, weights):
+    """Begins a training that finds a file of weights as its backup."""
+    folder = weights.parent / "backup"
+    folder.mkdir()
+    shutil.copy(weights, folder / "latest.weights.h5")
+    with h5py.File(folder / "latest.weights.h5", "a") as file:
+        file.attrs["epoch"] = 1
+    backup = callbacks.BackupAndRestore(folder)
+    backup.set_model(model)
+    backup.on_train_begin()
+
+
 @pytest.mark.parametrize(("change", "why"), HOSTILE.values(), ids=HOSTILE)
-def test_links_in_a_file_of_weights_are_refused(tmp_path, monkeypatch, change, why):
+def test_whatever_opens_a_file_of_weights_refuses_links_in_it(tmp_path, monkeypatch, change, why):
     monkeypatch.chdir(tmp_path)
-    model, source = saved_model(tmp_path, change)
+    saved, source = saved_model(tmp_path, change)
+    weights = tmp_path / "changed.weights.h5"
+    with zipfile.ZipFile(saved) as archive:
+        weights.write_bytes(archive.read("model.weights.h5"))
+    whole = tmp_path / "whole.keras"
+    model = make_model()
+    model.save(whole)
+    before = [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+    patch = RowPatch.from_model(model)
     with pytest.raises(ValueError, match=rf"Expected a model as .*model\.keras.*{why}"):
-        compare_files(model, source)
+        compare_files(saved, source)
+    with pytest.raises(ValueError, match=rf"Expected a model as .*model\.keras.*{why}"):
+        compare_files(whole, saved)
+    for base, new in ((saved, Path("new.keras")), (weights, Path("new.weights.h5"))):
+        with pytest.raises(ValueError, match=rf"Expected a model as .*{base.name}.*{why}"):
+            apply_to_file(patch, base, new, strict=False)
+        assert not new.exists()
+    with pytest.raises(OSError, match=rf"Expected a backup .*latest\.weights\.h5.*{why}"):
+        restore_backup(model, weights)
+    variables = (*model.weights, *model.optimizer.variables)
+    for variable, value in zip(variables, before, strict=True):
+        assert_same_bits(variable, value, "refused")
+
+
+def with_a_head(units, ids) -> MaskedModel:
+    words = keras.layers.Embedding(7, 3, name="words")
+    inputs = keras.Input((2,), dtype="int32")
+    model = MaskedModel(inputs, keras.layers.Dense(units)(words(inputs)))
+    model.compile("adam", loss="mse", trainable_rows={words: ids})
+    model.train_on_batch(np.array([[3, 5]]), np.ones((1, 2, units)))
+    return model
+
+
+def test_a_backup_of_another_model_leaves_the_model_as_it_was(tmp_path):
+    """Keras loads all that fits, and tells of the rest."""
+    with_a_head(2, [1, 3, 5]).save_weights(tmp_path / "other.weights.h5")
+    model = with_a_head(1, [3, 5])
+    before = [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+    with pytest.raises(OSError, match="of another model or damaged"):
+        restore_backup(model, tmp_path / "other.weights.h5")
+    variables = (*model.weights, *model.optimizer.variables)
+    for variable, value in zip(variables, before, strict=True):
+        assert_same_bits(variable, value, "refused")
+    assert [path.name for path in (tmp_path / "backup").iterdir()] == ["latest.weights.h5"]
 
 
 def test_a_config_that_grows_when_it_is_unpacked_is_refused(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from maskedgrad.cli.options import check_absent
 from maskedgrad.cli.saved_tables import WEIGHTS_FILE, SavedTable, layers, reading, saved_table
-from maskedgrad.files import whole_file
+from maskedgrad.files import opened_hdf5, whole_file
 from maskedgrad.masking.tables import digest_of_rows, same_bits
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import (
@@ -199,11 +199,9 @@ def _moved(patch: TablePatch, table: SavedTable, vocabularies: Mapping[str, Any]
 
 @contextlib.contextmanager
 def _opened(weights: BinaryIO, source: Path) -> Iterator[Any]:
-    import h5py
-
     with contextlib.ExitStack() as stack:
         with reading(source, EXPECTED):
-            file = stack.enter_context(h5py.File(weights, "r"))
+            file = stack.enter_context(opened_hdf5(weights))
         yield file
 
 
@@ -214,7 +212,6 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
     a layer that has several, the one of the right shape is meant.
     """
     with reading(source, EXPECTED):
-        # A link to another file leads nowhere: HDF5 is given the content of this one, and no path.
         found = [each for name, group in layers(file) for each in _of_layer(name, group, patch)]
     stored = variable_at(patch.path, found)
     # In a model `inner/words` may have the path `words/embeddings`, as `words` has: Keras leaves
