@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 FilePath = str | os.PathLike[str]
+Writer = Callable[[BinaryIO], object]
 
 
 @contextlib.contextmanager
@@ -50,19 +51,37 @@ def write_whole(path: FilePath, content: bytes) -> None:
     ...     os.listdir(folder), Path(folder, "file").read_bytes()
     (['file'], b'new')
     """
-    write_together({Path(path): content})
+    write_together({Path(path): lambda file: file.write(content)})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Writes files as `write_whole` does, and none of them if one has no place on the disk."""
+def write_together(writers: Mapping[Path, Writer]) -> None:
+    """Writes files that belong together, and none of them if one cannot be written.
+
+    No reader finds old and new ones together: while they take the places of the old ones, there
+    is at most the first.
+
+    Args:
+        writers: what writes each file.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     a, b = Path(folder, "a"), Path(folder, "b")
+    ...     write_together({a: lambda file: file.write(b"1"), b: lambda file: file.write(b"2")})
+    ...     a.read_bytes(), b.read_bytes()
+    (b'1', b'2')
+    """
     with contextlib.ExitStack() as written:
         places = []
-        for path, content in contents.items():
+        for path, write in writers.items():
             file, put_in_place = written.enter_context(_beside(path))
             with _errors_name(path):
-                file.write(content)
+                write(file)
                 _write_out(file)
             places.append(put_in_place)
+        for path in list(writers)[1:]:
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
         for put_in_place in places:
             put_in_place()
 

@@ -24,7 +24,16 @@ import pytest
 pytest.importorskip("safetensors")
 from safetensors.numpy import save
 
-from maskedgrad import MaskedModel, MaskedOptimizer, RowPatch, Rows, callbacks, load_vectors
+from maskedgrad import (
+    MaskedModel,
+    MaskedOptimizer,
+    RowPatch,
+    Rows,
+    callbacks,
+    load_vectors,
+    save_vectors,
+    write_projector,
+)
 from maskedgrad.cli import main
 from maskedgrad.cli.patched_file import apply_to_file
 from maskedgrad.cli.saved_tables import open_tables
@@ -185,9 +194,23 @@ WRITERS = {
     "a patch": lambda folder, rows: patch(rows=rows).save(folder / "rows"),
     "an adapter": lambda folder, rows: write_adapter(patch(rows=rows), folder, MODULES),
     "a small file after a large one": lambda folder, rows: write_together(
-        {folder / "a": b"a" * len(rows), folder / "b": b"b" * 2000 * (len(rows) - 2)}
+        {
+            folder / "a": lambda file: file.write(b"a" * len(rows)),
+            folder / "b": lambda file: file.write(b"b" * 2000 * (len(rows) - 2)),
+        }
+    ),
+    "numbers and words": lambda folder, rows: save_vectors(
+        folder / "rows.npy", MATRIX * len(rows), long_words(rows)
+    ),
+    "a table for the projector": lambda folder, rows: write_projector(
+        folder, np.full((7, 1), len(rows), "float32"), long_words(rows)
     ),
 }
+
+
+def long_words(rows):
+    """Words that a disk holds with two rows, and does not hold with three."""
+    return [f"{row}{'x' * 99 * (len(rows) - 2)}" for row in range(7)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds files as Linux does")
@@ -195,7 +218,10 @@ WRITERS = {
 def test_a_full_disk_leaves_what_was_there(tmp_path, write):
     write(tmp_path, [3, 5])
     before = files_in(tmp_path)
-    with full_disk(100), pytest.raises(OSError, match=r"rows'$|adapter_model|b'$") as raised:
+    with (
+        full_disk(100),
+        pytest.raises(OSError, match=r"rows(\.npy)?'$|adapter_model|b'$|tsv'$") as raised,
+    ):
         write(tmp_path, [3, 5, 6])
     assert raised.value.errno == errno.EFBIG
     assert files_in(tmp_path) == before

@@ -88,10 +88,11 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
         tensors, {"format": "pt", IDS_DIGEST: _digest(config["token_indices"])}
     )
     Path(folder).mkdir(parents=True, exist_ok=True)
+    text = (json.dumps(config, indent=2) + "\n").encode()
     write_together(
         {
-            Path(folder, TENSORS_FILE): content,
-            Path(folder, CONFIG_FILE): (json.dumps(config, indent=2) + "\n").encode(),
+            Path(folder, TENSORS_FILE): lambda file: file.write(content),
+            Path(folder, CONFIG_FILE): lambda file: file.write(text),
         }
     )
 

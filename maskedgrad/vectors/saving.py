@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskedgrad.files import FilePath, whole_file
+from maskedgrad.files import FilePath, whole_file, write_together
 from maskedgrad.masking.tables import bits
 from maskedgrad.reports.nearest import words_of
 from maskedgrad.reports.views import CHUNK_NUMBERS, TableView, view_of
@@ -102,7 +102,14 @@ def save_vectors(
     chosen = _with_words(view, ids, vocabulary, kind)
     _check_numbers(chosen, kind)
     if kind.is_matrix:
-        _write_beside(path, chosen, kind)
+        write_together(
+            {
+                path: lambda file: kind.write(file, chosen),
+                words_beside(path): lambda file: file.writelines(
+                    word + b"\n" for word in chosen.words
+                ),
+            }
+        )
         return
     with whole_file(path) as file:
         if path.suffix == GZIP:
@@ -111,18 +118,6 @@ def save_vectors(
                 kind.write(packed, chosen)
         else:
             kind.write(file, chosen)
-
-
-def _write_beside(path: Path, chosen: Chosen, kind: Format) -> None:
-    """Writes numbers to one file and words to another, which a reader never takes for a pair of old
-    and new: while they change places, there are no words.
-    """
-    words = words_beside(path)
-    with whole_file(words) as file:
-        file.writelines(word + b"\n" for word in chosen.words)
-        with whole_file(path) as numbers:
-            kind.write(numbers, chosen)
-            words.unlink(missing_ok=True)
 
 
 def chunks_of(view: TableView, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
