@@ -862,3 +862,42 @@ def test_a_tokenizer_that_takes_no_tokens_is_refused():
 
     with pytest.raises(ValueError, match="must take the new words by `add_tokens`"):
         extend(embedding(np.ones((7, D))), NEW, vocabulary=Deaf(list("abcdefg")))
+
+
+def tied_by_words():
+    words = ReversibleEmbedding(4, D, name="words")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b", "c"], name="lookup")
+    inputs = keras.Input((2,), dtype="string")
+    hidden = keras.layers.Dense(D)(words(lookup(inputs)))
+    model = MaskedModel(inputs, Bias()(words(hidden, reverse=True)))
+    model.compile("adam", loss="mse", trainable_rows={words: [1]})
+    return model, lookup
+
+
+def spoils_what_it_is_given(words, table):
+    """First values for the table, and an error for the bias that grows with it."""
+    table[:] = np.nan
+    if table.shape[1] == 1:
+        raise RuntimeError("no first value for a bias")
+    return np.zeros((len(words), table.shape[1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, initializer: extend(model, ["d"], initializer),
+        lambda model, initializer: change_vocabulary(
+            model, ["[UNK]", "a", "b", "c"], ["[UNK]", "d", "c", "a"], initializer
+        ),
+    ],
+    ids=["extend", "change_vocabulary"],
+)
+def test_a_model_is_as_it_was_where_a_larger_one_cannot_be_made(change):
+    model, lookup = tied_by_words()
+    before, config = model.get_weights(), model.get_config()
+    with pytest.raises(RuntimeError, match="for a bias"):
+        change(model, spoils_what_it_is_given)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        assert (bits(weight) == bits(value)).all()
+    assert lookup.get_vocabulary() == ["[UNK]", "a", "b", "c"]
+    assert model.get_config() == config

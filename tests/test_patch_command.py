@@ -512,7 +512,7 @@ def test_many_rows_are_shown_in_part_and_numbers_that_are_none_as_such(tmp_path,
     RowPatch(table).save(tmp_path / "patch")
     status, printed = run(capsys, "show", tmp_path / "patch")
     assert status == 0
-    assert "and 20 more" in printed.out
+    assert "... and 10 more" in printed.out
     _, shown = run_json(capsys, "show", tmp_path / "patch")
     assert shown["tables"][0]["entries"][1] == {"row": 1, "word": None, "norm": None, "moved": None}
 
