@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.cli.console import progress_bar
 from maskedgrad.cli.recipes import (
     RECIPES,
     WITH_OTHER_ROWS,
@@ -20,6 +19,7 @@ from maskedgrad.cli.recipes import (
 )
 from maskedgrad.cli.task import Examples, Task
 from maskedgrad.distribute.workers import is_chief
+from maskedgrad.messages.progress import progress_bar
 from maskedgrad.reports.counting import count_parameters, state_bytes
 
 BATCH_SIZE = 32

@@ -71,8 +71,8 @@ def compare_files(
         table: the name of the table to compare.
 
     Raises:
-        ImportError: the source has words, and the extra `vectors` is not
-            installed.
+        ImportError: the source is a safetensors file, and the extra `patch` is
+            not installed.
         ValueError: a file is not what it should be; the tables to compare
             cannot be told; or the source does not fit a table.
 

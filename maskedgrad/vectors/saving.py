@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from maskedgrad.files import FilePath, whole_file, write_together
 from maskedgrad.masking.tables import bits
+from maskedgrad.messages.progress import progress_bar
 from maskedgrad.reports.nearest import words_of
 from maskedgrad.reports.views import CHUNK_NUMBERS, TableView, view_of
 from maskedgrad.rows.rows import Rows, RowsLike
@@ -342,17 +343,8 @@ FORMAT_OF_SUFFIX = {
 }
 
 
-def _shown(chunks: Iterator[Any], num_numbers: int) -> Iterable[Any]:
-    """Chunks, with a bar if they are of a large file and `rich` is installed."""
-    if 4 * num_numbers < LARGE_FILE:
-        return chunks
-    try:
-        import rich.console
-        import rich.progress
-    except ImportError:
-        return chunks
-    console = rich.console.Console(stderr=True)
+def _shown(chunks: Iterator[Any], num_numbers: int) -> Iterator[Any]:
+    """Chunks, with a bar if they are of a large file."""
     total = -(-num_numbers * 16 // CHUNK_NUMBERS)
-    return rich.progress.track(
-        chunks, "Writing vectors", total=total, console=console, transient=True
-    )
+    with progress_bar(is_shown=4 * num_numbers >= LARGE_FILE) as progress:
+        yield from progress.track(chunks, total=total, description="Writing vectors")
