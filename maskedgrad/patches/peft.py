@@ -23,7 +23,8 @@ from maskedgrad.patches.table import (
     frozen_digest,
     variable_at,
 )
-from maskedgrad.rows.rows import MAX_ID, Rows
+from maskedgrad.rows.ids import MAX_ID
+from maskedgrad.rows.rows import Rows
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
