@@ -901,3 +901,23 @@ def test_a_model_is_as_it_was_where_a_larger_one_cannot_be_made(change):
         assert (bits(weight) == bits(value)).all()
     assert lookup.get_vocabulary() == ["[UNK]", "a", "b", "c"]
     assert model.get_config() == config
+
+
+def test_an_id_that_is_far_beyond_the_table_is_refused():
+    model = embedded()
+    words = {f"w{row}": row for row in range(V)}
+    with pytest.raises(ValueError, match=r"follow the 7 rows.*Received: the ids"):
+        extend(model, ["new"], vocabulary={**words, "new": V + 9})
+
+
+def test_a_vocabulary_begins_with_what_a_lookup_keeps_for_itself():
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    with pytest.raises(ValueError, match=r"must begin as that of .* with \['\[UNK\]'\]"):
+        change_vocabulary(beneath(lookup, 3), ["[UNK]", "a", "b"], ["a", "b", "c"])
+
+
+def test_a_lookup_that_standardizes_by_a_function_learns_words():
+    lookup = keras.layers.TextVectorization(vocabulary=["a", "b"], standardize=tf.strings.upper)
+    larger, new = extend(beneath(lookup, 4), ["C"])
+    assert new == Rows([4], 5)
+    assert larger.layers[1].get_vocabulary() == ["", "[UNK]", "a", "b", "C"]

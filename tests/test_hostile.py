@@ -415,6 +415,29 @@ def with_a_head(units, ids) -> MaskedModel:
     return model
 
 
+def unwritten(variables):
+    variables.create_dataset("0", (7, 3), "f4")
+
+
+def of_another_length(variables):
+    variables["0"] = MATRIX[:5]
+
+
+@pytest.mark.parametrize(
+    ("put", "why"),
+    [
+        (unwritten, r"shape \(7, 3\) must have 84 bytes, and has 0"),
+        (of_another_length, r"one table of 7 rows in the layer of 'words/embeddings'.*\(5, 3\)"),
+    ],
+)
+def test_a_table_that_is_not_there_is_none_of_zeros(tmp_path, monkeypatch, put, why):
+    """HDF5 makes up numbers that were never written."""
+    monkeypatch.chdir(tmp_path)
+    model, source = saved_model(tmp_path, instead_of_the_table(put))
+    with pytest.raises(ValueError, match=why):
+        compare_files(model, source)
+
+
 def test_a_backup_of_another_model_leaves_the_model_as_it_was(tmp_path):
     """Keras loads all that fits, and tells of the rest."""
     with_a_head(2, [1, 3, 5]).save_weights(tmp_path / "other.weights.h5")

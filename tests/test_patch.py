@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save
 
-from maskedgrad import MaskedModel
+from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer
 from maskedgrad.masking.tables import CHUNK_BYTES
 from maskedgrad.patches.file import checksum, write_whole
 from maskedgrad.patches.patch import RowPatch
@@ -813,3 +813,22 @@ def test_each_table_has_its_vocabulary():
 def test_words_are_one_for_each_row():
     with pytest.raises(ValueError, match=r"must be 1, one for each row\. Received: 2"):
         TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0" * 64, words=("a", "b"))
+
+
+def test_words_are_strings():
+    with pytest.raises(TypeError, match="must be strings"):
+        TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0", (3,))
+
+
+def test_a_model_that_has_no_rows_or_trains_columns_makes_no_patch():
+    words = keras.layers.Embedding(NUM_ROWS, WIDTH)
+    unbuilt = keras.Sequential([words])
+    unbuilt.compile(MaskedOptimizer("sgd", {words: [3]}), loss="mse")
+    with pytest.raises(ValueError, match="must be built, since a table that does not exist"):
+        RowPatch.from_model(unbuilt)
+    head = keras.layers.Dense(4, name="dense_head")
+    model = MaskedModel(inputs := keras.Input((2,)), head(inputs))
+    model.compile("sgd", loss="mse", trainable_rows={AlongAxis("dense_head/kernel", 1): [3]})
+    model.optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="along axis 1"):
+        RowPatch.from_model(model)
