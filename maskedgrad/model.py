@@ -15,6 +15,8 @@ from maskedgrad.masking.optimizer import MaskedOptimizer
 from maskedgrad.reports.counting import print_summary
 from maskedgrad.rows import RowLearningRates, TrainableRows
 
+__all__ = ["MaskedModel", "MaskedTrainStep"]
+
 
 def _completed_like(method: Callable[..., Any]) -> Callable[[Any], Any]:
     """Gives a function that hands on what it is given the signature of `method`.
