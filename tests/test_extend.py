@@ -921,3 +921,80 @@ def test_a_lookup_that_standardizes_by_a_function_learns_words():
     larger, new = extend(beneath(lookup, 4), ["C"])
     assert new == Rows([4], 5)
     assert larger.layers[1].get_vocabulary() == ["", "[UNK]", "a", "b", "C"]
+
+
+def with_an_inverse(words):
+    """A model that is given ids, and says words."""
+    inputs = keras.Input((2,), dtype="int32")
+    inverse = keras.layers.StringLookup(vocabulary=words, invert=True, name="inverse")
+    table = keras.layers.Embedding(len(words) + 1, D, name="words")
+    return keras.Model(inputs, [table(inputs), inverse(inputs)])
+
+
+def words_in(model, name):
+    return model.get_layer(name).get_vocabulary()
+
+
+@pytest.mark.parametrize("given", ["none", "its lookup", "a lookup outside", "its words"])
+def test_a_vocabulary_says_what_the_lookup_of_the_model_says(given):
+    known = ["[UNK]", "a", "b"]
+    lookup = keras.layers.StringLookup(vocabulary=known[1:], name="lookup")
+    model = beneath(lookup, 3)
+    outside = keras.layers.StringLookup(vocabulary=known[1:])
+    vocabulary = {"none": None, "its lookup": lookup, "a lookup outside": outside}.get(given, known)
+    larger, new = extend(model, ["c"], vocabulary=vocabulary)
+    assert new == Rows([3], 4)
+    assert words_in(larger, "lookup") == [*known, "c"]
+    assert lookup.get_vocabulary() == outside.get_vocabulary() == known
+    with pytest.raises(ValueError, match="must be that of"):
+        extend(model, ["c"], vocabulary=["[UNK]", "b", "a"])
+
+
+def test_an_inverse_lookup_learns_the_words_of_its_table():
+    larger, _ = extend(with_an_inverse(["a", "b"]), ["c"])
+    assert words_in(larger, "inverse") == ["[UNK]", "a", "b", "c"]
+    with pytest.raises(ValueError, match="words that it knows"):
+        extend(with_an_inverse(["a", "b"]), ["b"])
+
+
+def test_what_is_frozen_or_adapted_by_lora_is_so_in_the_copy():
+    model = embedded()
+    hidden = model.get_layer("hidden")
+    hidden.enable_lora(2)
+    hidden.lora_kernel_b.assign(np.ones(hidden.lora_kernel_b.shape))
+    hidden.bias.trainable = False
+    larger, _ = extend(model, NEW)
+    copy = larger.get_layer("hidden")
+    assert copy.lora_enabled
+    assert [w.trainable for w in copy.weights] == [w.trainable for w in hidden.weights]
+    assert (bits(larger(ALL_IDS)) == bits(model(ALL_IDS))).all()
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class Sized(keras.Model):
+    """A subclassed model that makes its table by one of two entries that are both V."""
+
+    def __init__(self, vocabulary_length, size, is_bound=False, **kwargs):
+        if vocabulary_length != V:
+            raise ValueError("it knows one vocabulary alone")
+        super().__init__(**kwargs)
+        self.sizes = {"vocabulary_length": V, "size": size, "is_bound": is_bound}
+        self.table = keras.layers.Embedding(V if is_bound else size, D)
+
+    def call(self, inputs):
+        return self.table(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), **self.sizes}
+
+
+def test_which_entry_of_a_config_is_the_number_of_rows_is_found_by_trying():
+    model = Sized(V, V)
+    outputs = model(ALL_IDS)
+    larger, _ = extend(model, NEW)
+    assert larger.sizes["size"] == V + 2
+    assert (bits(larger(ALL_IDS)) == bits(outputs)).all()
+    bound = Sized(V, V, is_bound=True)
+    bound(ALL_IDS)
+    with pytest.raises(ValueError, match=r"no entry.*one vocabulary alone.*still has 7 rows"):
+        extend(bound, NEW)

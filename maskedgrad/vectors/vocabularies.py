@@ -173,7 +173,8 @@ def _of_vocabulary(model: Any, table: Any, vocabulary: Any, words: Sequence[Any]
         return places._replace(instead={})
     elif lookups.is_lookup(vocabulary):
         places = _of_lookups(model, table, [vocabulary], words)
-        return places._replace(instead={})
+        instead = _learned_likewise(model, table, ids_by_word(vocabulary), words)
+        return places._replace(instead=instead)
     else:
         id_of = given = ids_by_word(vocabulary)
     known = [word for word in words if word in id_of]
