@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.rows import Rows
@@ -76,7 +77,7 @@ class TablePatch:
             )
 
     @property
-    def ids(self) -> np.ndarray:
+    def ids(self) -> npt.NDArray[np.int64]:
         """The ids of the trained rows: ascending, int64 of shape `(K,)`."""
         return self.rows.ids
 
