@@ -108,7 +108,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def _with_weights(self) -> Iterator[None]:
-        """A context in which the model holds its weights, as it does after it unless it fails."""
+        """A context in which the model holds its weights. If it fails, the averages come back."""
         self._hold_averages(False)
         try:
             yield
@@ -118,7 +118,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     def _keep_averages(self) -> None:
         """Makes the averages the weights, so that none are swapped."""
-        # When training ends, Keras makes the averages that the optimizer holds the weights.
+        # At the end of a training Keras assigns to each weight the average that the optimizer has.
         optimizer = self.model.optimizer
         with optimizer.gathered_rows(), contextlib.ExitStack() as undo:
             for variable, average in moving_averages(optimizer.inner_optimizer):

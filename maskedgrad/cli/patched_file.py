@@ -147,13 +147,13 @@ def _copy_archive(source: Path, new: BinaryIO, put_in: Callable[[BinaryIO], None
 
 
 def _same_member(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    """What an archive says of a member, but for where it lies there."""
+    """The entry of a member for a new archive: all that the old one says but its place."""
     member = zipfile.ZipInfo(info.filename, info.date_time)
     member.compress_type = info.compress_type
     member.comment = info.comment
     member.create_system = info.create_system
     member.external_attr = info.external_attr
-    member.file_size = info.file_size  # `zipfile` makes room for large ones by it
+    member.file_size = info.file_size  # by which `zipfile` chooses the format for large files
     return member
 
 

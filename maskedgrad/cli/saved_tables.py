@@ -89,7 +89,7 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
             archive = stack.enter_context(zipfile.ZipFile(path))
             _check_size(archive, "config.json", LARGEST_CONFIG)
             config = json.loads(archive.read("config.json"))
-            # Compressed or not, an archive cannot be searched fast; a file can.
+            # HDF5 reads here and there, which is slow within an archive.
             weights = stack.enter_context(tempfile.TemporaryFile())
             _check_size(archive, WEIGHTS_FILE, shutil.disk_usage(tempfile.gettempdir()).free)
             with archive.open(WEIGHTS_FILE) as member:
@@ -230,7 +230,7 @@ def _tables(file: Any, trained: Sequence[_Trained]) -> list[SavedTable]:
 
 
 def _named(layer: str, datasets: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Returns the name of each variable of a layer, which is the layer's where that has one."""
+    """Returns each variable of a layer with its name: the layer's own, if it has one variable."""
     if len(datasets) == 1:
         return [(layer, datasets[0])]
     return [(f"{layer}/{place}", dataset) for place, dataset in enumerate(datasets)]
@@ -287,7 +287,7 @@ def _digest(table: SavedTable, trained: _Trained) -> str:
 
 
 def _shape(dataset: Any) -> tuple[int, ...]:
-    # HDF5 makes up numbers that a file does not hold, as many as its header says.
+    # Where a file lacks numbers, HDF5 returns zeros, as many as the header claims.
     num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
     if not 0 < num_bytes <= dataset.id.get_storage_size():
         raise ValueError(

@@ -193,7 +193,7 @@ def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.
         )
     words = read_words(vocabulary)
     with warnings.catch_warnings():
-        # It hints at an argument in Python; and here padding is a row as any other.
+        # The warning names an argument of Python's. Padding is a row like any other here.
         warnings.simplefilter("ignore", UserWarning)
         try:
             matrix, report = load_vectors(path, words, "zeros")

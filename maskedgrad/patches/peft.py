@@ -84,7 +84,7 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
         "token_indices": tables[0].ids.tolist(),
     }
     tensors = {_tensor_name(modules[table.path]): table.values for table in tables}
-    # Two processes may write to one folder: it must be seen if each has written one of the files.
+    # Two processes may write to one folder. The digest shows if each has written one file.
     content = to_safetensors(
         tensors, {"format": "pt", IDS_DIGEST: _digest(config["token_indices"])}
     )

@@ -110,7 +110,7 @@ def _check_unpatched(patch: TablePatch, variable: keras.Variable) -> None:
 
 
 def _look_up_sparsely(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
-    """Makes lookups in tables cost what they cost before rows are written one by one.
+    """Makes lookups in tables read the rows alone, since rows are written one by one from now on.
 
     See `read_sparsely`. What the model has traced reads densely, so it traces
     again; where it is training this goes on with the next step.

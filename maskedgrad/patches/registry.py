@@ -177,7 +177,9 @@ class _Turns:
                 if ticket in self._waiting:
                     self._let_in(switch)
             except BaseException:
-                self._num_inside -= ticket not in self._waiting  # let in, and interrupted
+                self._num_inside -= (
+                    ticket not in self._waiting
+                )  # it was let in before it was interrupted
                 self._waiting.pop(ticket, None)
                 self._changed.notify_all()  # another one is the first now
                 raise

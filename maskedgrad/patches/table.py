@@ -195,8 +195,8 @@ def frozen_digest(variable: keras.Variable, rows: Rows) -> str:
 
 def patches_in(variable: keras.Variable) -> tuple[InPlace, ...]:
     """The patches that are applied to a table."""
-    # Kept by the variable itself, which cannot be the key of a mapping, so that
-    # they go where it goes and end where it ends.
+    # An attribute of the variable, which cannot be the key of a mapping. So its patches are
+    # forgotten when it is.
     return getattr(variable, "row_patches", ())
 
 

@@ -249,7 +249,7 @@ def decimals(rows: np.ndarray) -> list[list[bytes]]:
     texts = exact.astype("S32")
     again = texts.astype(np.float64).astype(exact.dtype)
     for place in np.argwhere(bits(again) != bits(exact)):
-        # Rounded twice, few digits may end at a neighbour: 9 are far from half of the way.
+        # Readers round to float64 and then to float32, which few digits may not survive; 9 do.
         texts[tuple(place)] = b"%.9g" % exact[tuple(place)]
     return texts.tolist()
 

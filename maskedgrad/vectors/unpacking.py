@@ -70,7 +70,7 @@ def _layer(content: Unpacked, head: bytes, archive: Path, member: str) -> Unpack
     """What is inside of a packed file; none if it is not packed."""
     file = content.file
     if head.startswith(GZIP):
-        # Without a mode it asks the file inside, and a `GzipFile` answers with a number.
+        # Without `mode` it takes that of the file inside, which is a number for a `GzipFile`.
         unzipped = gzip.GzipFile(fileobj=file, mode="rb")
         return Unpacked(unzipped, content.most_bytes * LARGEST_RATIO)
     if BZ2.match(head):
