@@ -128,7 +128,8 @@ def _kept_on_error(model: keras.Model, folder: Path) -> Iterator[None]:
     # In a file, since there may be no memory for a second copy of the model.
     with tempfile.TemporaryDirectory(dir=folder) as kept:
         before = Path(kept, "before.weights.h5")
-        model.save_weights(before)
+        # A `MaskedModel` lets the chief of several workers alone write files; here each needs one.
+        keras.Model.save_weights(model, before)
         try:
             yield
         except BaseException:
