@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,5 +134,7 @@ def _kept_on_error(model: keras.Model, folder: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            model.load_weights(before)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that rows change, which are those of before
+                model.load_weights(before)
             raise
