@@ -903,6 +903,12 @@ def test_a_model_is_as_it_was_where_a_larger_one_cannot_be_made(change):
     assert model.get_config() == config
 
 
+def test_a_vocabulary_knows_all_of_the_new_words_or_none():
+    words = {f"w{row}": row for row in range(V)}
+    with pytest.raises(ValueError, match=r"must know all of the new words or none.*\['new'\] of"):
+        extend(embedded(), ["new", "newer"], vocabulary={**words, "new": V})
+
+
 def test_an_id_that_is_far_beyond_the_table_is_refused():
     model = embedded()
     words = {f"w{row}": row for row in range(V)}
@@ -953,6 +959,13 @@ def test_a_vocabulary_says_what_the_lookup_of_the_model_says(given):
 def test_an_inverse_lookup_learns_the_words_of_its_table():
     larger, _ = extend(with_an_inverse(["a", "b"]), ["c"])
     assert words_in(larger, "inverse") == ["[UNK]", "a", "b", "c"]
+    inverse = keras.layers.StringLookup(vocabulary=["a", "b"], invert=True, name="inverse")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"], name="lookup")
+    inputs = keras.Input((1,), dtype="string")
+    ids = lookup(inputs)
+    both = keras.Model(inputs, [keras.layers.Embedding(3, D)(ids), inverse(ids)])
+    larger, _ = extend(both, ["c"])
+    assert words_in(larger, "lookup") == words_in(larger, "inverse") == ["[UNK]", "a", "b", "c"]
     with pytest.raises(ValueError, match="words that it knows"):
         extend(with_an_inverse(["a", "b"]), ["b"])
 
@@ -974,27 +987,27 @@ def test_what_is_frozen_or_adapted_by_lora_is_so_in_the_copy():
 class Sized(keras.Model):
     """A subclassed model that makes its table by one of two entries that are both V."""
 
-    def __init__(self, vocabulary_length, size, is_bound=False, **kwargs):
+    def __init__(self, vocabulary_length, sizes, is_bound=False, **kwargs):
         if vocabulary_length != V:
             raise ValueError("it knows one vocabulary alone")
         super().__init__(**kwargs)
-        self.sizes = {"vocabulary_length": V, "size": size, "is_bound": is_bound}
-        self.table = keras.layers.Embedding(V if is_bound else size, D)
+        self.arguments = {"vocabulary_length": V, "sizes": list(sizes), "is_bound": is_bound}
+        self.table = keras.layers.Embedding(V if is_bound else sizes[0], sizes[1])
 
     def call(self, inputs):
         return self.table(inputs)
 
     def get_config(self):
-        return {**super().get_config(), **self.sizes}
+        return {**super().get_config(), **self.arguments}
 
 
 def test_which_entry_of_a_config_is_the_number_of_rows_is_found_by_trying():
-    model = Sized(V, V)
+    model = Sized(V, [V, D])
     outputs = model(ALL_IDS)
     larger, _ = extend(model, NEW)
-    assert larger.sizes["size"] == V + 2
+    assert larger.arguments["sizes"] == [V + 2, D]
     assert (bits(larger(ALL_IDS)) == bits(outputs)).all()
-    bound = Sized(V, V, is_bound=True)
+    bound = Sized(V, [V, D], is_bound=True)
     bound(ALL_IDS)
     with pytest.raises(ValueError, match=r"no entry.*one vocabulary alone.*still has 7 rows"):
         extend(bound, NEW)

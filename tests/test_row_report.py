@@ -179,6 +179,9 @@ def of_another_width(patch):
 
 def test_data_goes_by_the_path_of_its_table_where_there_are_several(trained):
     model, _, kept = trained
+    (table,) = kept["patch"].tables.values()
+    renamed = RowPatch(dataclasses.replace(table, path="before/the/model/was/loaded"))
+    assert str(row_report(model, renamed)) == str(row_report(model, kept["patch"]))
     by_path = row_report(model, kept["patch"], data={"words/embeddings": X})
     assert str(by_path) == str(row_report(model, kept["patch"], data=X))
     inputs = keras.Input((3,), dtype="int32")

@@ -269,6 +269,8 @@ def test_the_same_vectors_make_the_same_file(tmp_path):
         save_vectors(tmp_path / name, np.float32([[1]]), ["cat"])
     one, other = (tmp_path / name for name in ("one.txt.gz", "other.txt.gz"))
     assert one.read_bytes() == other.read_bytes()
+    save_vectors(tmp_path / "of no suffix", np.float32([[1]]), ["cat"], format="glove")
+    assert (tmp_path / "of no suffix").read_bytes() == b"cat 1.0\n"
     assert gzip.decompress(one.read_bytes()) == b"cat 1.0\n"
 
 
