@@ -66,46 +66,23 @@ __all__ = [
 ]
 
 
-# Where Python finds what the block above imports for type checkers.
-_MODULES = {
-    "masking": ["MaskedOptimizer", "mask_gradients"],
-    "model": ["MaskedModel", "MaskedTrainStep"],
-    "patches": ["RowPatch"],
-    "reports": ["nearest", "row_report", "summary"],
-    "rows": [
-        "AlongAxis",
-        "RowLearningRates",
-        "Rows",
-        "RowsLike",
-        "Target",
-        "TrainableRows",
-        "row_ids",
-    ],
-    "vectors": [
-        "change_vocabulary",
-        "extend",
-        "load_vectors",
-        "merge_two_tables",
-        "pretrained_embedding",
-        "save_vectors",
-        "write_projector",
-    ],
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _ROOMS = {"callbacks", "patches", "reports", "rows", "testing", "vectors"}
+# Each other name is exported by one of these.
+_WITH_NAMES = ("masking", "patches", "reports", "rows", "vectors", "model")
 
 
 def _imported(name: str) -> Any:
     """What is exported under a name, imported now."""
     if name in _ROOMS:
         return importlib.import_module(f"maskedgrad.{name}")
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(f"maskedgrad.{_MODULE_OF[name]}"), name)
+    if name in __all__:
+        rooms = (importlib.import_module(f"maskedgrad.{room}") for room in _WITH_NAMES)
+        return next(getattr(room, name) for room in rooms if name in room.__all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if not TYPE_CHECKING:
-    # Of which type checkers need not know, or they would let any name pass.
+    # Hidden from type checkers, which would let any name pass.
     __getattr__ = _imported
 
 

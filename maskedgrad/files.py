@@ -1,13 +1,14 @@
-"""Whole files or none: atomic writes."""
+"""Files: written whole or not at all, and read without being led out of them."""
 
 import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FilePath = str | os.PathLike[str]
+Writer = Callable[[BinaryIO], object]
 
 
 @contextlib.contextmanager
@@ -50,21 +51,87 @@ def write_whole(path: FilePath, content: bytes) -> None:
     ...     os.listdir(folder), Path(folder, "file").read_bytes()
     (['file'], b'new')
     """
-    write_together({Path(path): content})
+    write_together({Path(path): lambda file: file.write(content)})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Writes files as `write_whole` does, and none of them if one has no place on the disk."""
+def write_together(writers: Mapping[Path, Writer]) -> None:
+    """Writes files that belong together, and none of them if one cannot be written.
+
+    No reader finds old and new ones together: while they take the places of the old ones, there
+    is at most the first.
+
+    Args:
+        writers: what writes each file.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     a, b = Path(folder, "a"), Path(folder, "b")
+    ...     write_together({a: lambda file: file.write(b"1"), b: lambda file: file.write(b"2")})
+    ...     a.read_bytes(), b.read_bytes()
+    (b'1', b'2')
+    """
     with contextlib.ExitStack() as written:
         places = []
-        for path, content in contents.items():
+        for path, write in writers.items():
             file, put_in_place = written.enter_context(_beside(path))
             with _errors_name(path):
-                file.write(content)
+                write(file)
                 _write_out(file)
             places.append(put_in_place)
+        for path in list(writers)[1:]:
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
         for put_in_place in places:
             put_in_place()
+
+
+@contextlib.contextmanager
+def opened_hdf5(file: FilePath | BinaryIO) -> Iterator[Any]:
+    """Opens an HDF5 file to read, in which no name leads to another file or round in a circle.
+
+    HDF5 follows links by itself, to any file that the process may read. Keras writes none.
+
+    Raises:
+        OSError: there is no such file, or it is no HDF5 file.
+        ValueError: something in it is a link, is in more than one place, or has its numbers in
+            another file.
+
+    Example:
+
+    >>> import tempfile, h5py
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with h5py.File(f"{folder}/weights.h5", "w") as file:
+    ...         file["table"] = [1, 2]
+    ...     with opened_hdf5(f"{folder}/weights.h5") as file:
+    ...         file["table"][:].tolist()
+    [1, 2]
+    """
+    import h5py
+
+    with h5py.File(file, "r") as opened:
+        _check_leads_nowhere(opened)
+        yield opened
+
+
+def _check_leads_nowhere(file: Any) -> None:
+    import h5py
+
+    groups, found = [file], {hash(file.id)}
+    while groups:
+        group = groups.pop()
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise ValueError(f"{key!r} in the group {group.name!r} is a link")
+            child = group[key]
+            # Thirty groups, each of which holds the next one twice, have a thousand million paths.
+            if hash(child.id) in found:
+                raise ValueError(f"{child.name!r} is in more than one place")
+            found.add(hash(child.id))
+            if isinstance(child, h5py.Group):
+                groups.append(child)
+            elif isinstance(child, h5py.Dataset) and (child.external or child.is_virtual):
+                raise ValueError(f"the numbers of {child.name!r} are in another file")
 
 
 @contextlib.contextmanager
@@ -79,7 +146,7 @@ def _beside(path: FilePath) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
         with _errors_name(path, beside), open(beside, "x+b") as file:
 
             def put_in_place() -> None:
-                file.close()  # or Windows would not let it be moved
+                file.close()  # since Windows moves no file that is open
                 os.replace(beside, target)
                 sync(target.parent)
 

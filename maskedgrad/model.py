@@ -15,6 +15,8 @@ from maskedgrad.masking.optimizer import MaskedOptimizer
 from maskedgrad.reports.counting import print_summary
 from maskedgrad.rows import RowLearningRates, TrainableRows
 
+__all__ = ["MaskedModel", "MaskedTrainStep"]
+
 
 def _completed_like(method: Callable[..., Any]) -> Callable[[Any], Any]:
     """Gives a function that hands on what it is given the signature of `method`.
@@ -160,7 +162,7 @@ class MaskedTrainStep(MultiWorkerSteps):
         @_completed_like(keras.Model.fit)
         def fit(self, *args, **kwargs):
             """`keras.Model.fit`. Refuses callbacks that do nothing for a masked table."""
-            # Whose signature names the arguments; that of `MultiWorkerSteps` takes any.
+            # The class after `MultiWorkerSteps`, whose own `fit` takes any arguments.
             _check_callbacks(super(MultiWorkerSteps, self).fit, args, kwargs)
             return super().fit(*args, **kwargs)
 
@@ -186,7 +188,7 @@ class MaskedTrainStep(MultiWorkerSteps):
         Returns:
             The values of the metrics, by name.
         """
-        # Before the tables are looked up in, since what is looked up after is read sparsely.
+        # Before the model is called, since only lookups that are traced after it read sparsely.
         if self.built and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         return super().train_step(data)
@@ -320,7 +322,7 @@ def _with_rows(
     trainable_rows: TrainableRows | None,
     row_learning_rates: RowLearningRates | None,
 ) -> Any:
-    """What `compile` is given, as an optimizer that is a `MaskedOptimizer` or wraps one."""
+    """The optimizer for `compile`: a `MaskedOptimizer`, or one that wraps it."""
     if trainable_rows is not None:
         return MaskedOptimizer(
             optimizer or "rmsprop", trainable_rows, row_learning_rates=row_learning_rates

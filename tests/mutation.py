@@ -54,8 +54,9 @@ TESTS = {
         "tests/test_rows.py",
         "tests/test_fuzz.py::test_rows_that_a_config_makes_up_are_not_allocated",
     ],
+    "maskedgrad/rows/ids.py": ["tests/test_rows.py"],
     "maskedgrad/rows/text.py": ["tests/test_rows.py"],
-    "maskedgrad/messages.py": ["tests/test_rows.py"],
+    "maskedgrad/messages/__init__.py": ["tests/test_rows.py"],
     "maskedgrad/masking/gradients.py": [
         "tests/masking/test_gradients.py",
         "tests/masking/test_along_axis.py::test_gradients_are_masked_along_any_axis",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer, Rows, callbacks
 from maskedgrad.callbacks import frozen_rows
 from maskedgrad.callbacks.trainable_rows import log_names
+from maskedgrad.masking.inner import moving_averages
 from maskedgrad.testing import assert_same_bits, bits, row_sets, tables
 from tests.devices import mirrored_strategy
 
@@ -595,3 +596,129 @@ def test_averages_are_back_in_place_where_a_change_of_rows_is_refused():
     with pytest.raises(ValueError, match="refused"):
         refuse()
     assert_same_bits(words.get_weights()[0], averages, "the averages")
+
+
+def averaging():
+    return keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+
+
+class Locked(keras.Variable):
+    """A variable of a user's class that can refuse other values."""
+
+    is_locked = False
+
+    def assign(self, value):
+        if self.is_locked:
+            raise PermissionError("locked")
+        super().assign(value)
+
+
+class Scale(keras.layers.Layer):
+    """A layer whose variable is of a class of the user's."""
+
+    def build(self, shape):
+        self.scale = Locked(np.ones(shape[-1:]), name="scale")
+
+    def call(self, inputs):
+        return inputs * self.scale
+
+
+def averaged_model():
+    """A model that has trained for some steps, so that its averages are not its weights."""
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    words = keras.layers.Embedding(NUM_ROWS, WIDTH, weights=[MATRIX], name="words")
+    scale = Scale()
+    pooled = keras.layers.GlobalAveragePooling1D()(words(inputs))
+    model = MaskedModel(inputs, keras.layers.Dense(1)(scale(pooled)))
+    model.compile(MaskedOptimizer(averaging(), {words: [2, 7]}), loss="mse", run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    return model, scale.scale
+
+
+def all_values(model):
+    return [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+
+
+def assert_all_same(model, expected, when):
+    for variable, value in zip(all_values(model), expected, strict=True):
+        assert_same_bits(variable, value, when)
+
+
+@pytest.mark.parametrize("of_average", [False, True], ids=["a weight", "an average"])
+def test_all_averages_are_swapped_or_none(of_average):
+    model, scale = averaged_model()
+    pairs = list(moving_averages(model.optimizer.inner_optimizer))
+    place = [variable is scale for variable, _ in pairs].index(True)
+    assert 0 < place < len(pairs) - 1  # others are swapped before it
+    _, average = pairs[place]
+    before = all_values(model)
+    refusing = average if of_average else scale
+    refusing.__class__ = Locked
+    refusing.is_locked = True
+    swap = callbacks.SwapEMAWeights(swap_on_epoch=True)
+    with pytest.raises(PermissionError):
+        model.evaluate(X, Y, callbacks=[swap], verbose=0)
+    assert_all_same(model, before, "refused")
+    refusing.is_locked = False
+    model.evaluate(X, Y, callbacks=[swap], verbose=0)
+    assert_all_same(model, before, "after an evaluation")
+    swap.set_params({"epochs": 1})
+    swap.on_epoch_end(4)
+    averages = all_values(model)
+    average.__class__ = Locked
+    average.is_locked = True
+    with pytest.raises(PermissionError):
+        swap.on_epoch_end(0)
+    assert_all_same(model, averages, "averages that cannot be kept")
+
+
+def fails(*args, **kwargs):
+    raise RuntimeError("an evaluation that ends in an error")
+
+
+@pytest.mark.parametrize("again", ["evaluate", "fit"])
+def test_averages_are_taken_out_when_a_callback_is_used_again_after_an_error(again):
+    model, _ = averaged_model()
+    before, swap = model.get_weights(), callbacks.SwapEMAWeights()
+    failing = keras.callbacks.LambdaCallback()
+    failing.on_test_batch_end = fails
+    with pytest.raises(RuntimeError, match="ends in an error"):
+        model.evaluate(X, Y, callbacks=[swap, failing], verbose=0)
+    assert (model.get_weights()[0] != before[0]).any()
+    if again == "evaluate":
+        model.evaluate(X, Y, callbacks=[swap], verbose=0)
+    else:
+        fit(model, swap, epochs=0)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        assert_same_bits(weight, value, "weights, not averages")
+
+
+def test_weights_that_are_assigned_after_a_training_stay_when_other_rows_are_chosen():
+    model, words = small_model(optimizer=averaging(), run_eagerly=True)
+    fit(model, callbacks.SwapEMAWeights(swap_on_epoch=True))
+    words.set_weights([MATRIX + 1])
+    model.set_trainable_rows({words: [3, 7]})
+    assert_same_bits(words.get_weights()[0], MATRIX + 1, "assigned")
+
+
+def test_a_callback_serves_a_model_that_is_compiled_anew():
+    model, words = small_model(optimizer=averaging(), run_eagerly=True)
+    swap = callbacks.SwapEMAWeights(swap_on_epoch=True)
+    fit(model, swap)
+    trained = words.get_weights()[0]
+    stopped = keras.optimizers.SGD(0.0, use_ema=True)
+    model.compile(MaskedOptimizer(stopped, {words: [2, 7]}), loss="mse", run_eagerly=True)
+    fit(model, swap)
+    np.testing.assert_allclose(words.get_weights()[0], trained, rtol=1e-6)
+
+
+def test_a_training_that_is_stopped_early_ends_with_averages():
+    tables = []
+    for swaps in ([], [callbacks.SwapEMAWeights(swap_on_epoch=True)]):
+        model, words = small_model(optimizer=averaging(), run_eagerly=True)
+        model.layers[-1].set_weights([np.ones((WIDTH, 1)), np.zeros(1)])
+        stops = keras.callbacks.EarlyStopping("loss", min_delta=9, patience=1)
+        assert len(fit(model, stops, *swaps, epochs=5)["loss"]) < 5
+        tables.append(words.get_weights()[0])
+    assert_same_bits(*tables, "averages")

@@ -862,3 +862,152 @@ def test_a_tokenizer_that_takes_no_tokens_is_refused():
 
     with pytest.raises(ValueError, match="must take the new words by `add_tokens`"):
         extend(embedding(np.ones((7, D))), NEW, vocabulary=Deaf(list("abcdefg")))
+
+
+def tied_by_words():
+    words = ReversibleEmbedding(4, D, name="words")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b", "c"], name="lookup")
+    inputs = keras.Input((2,), dtype="string")
+    hidden = keras.layers.Dense(D)(words(lookup(inputs)))
+    model = MaskedModel(inputs, Bias()(words(hidden, reverse=True)))
+    model.compile("adam", loss="mse", trainable_rows={words: [1]})
+    return model, lookup
+
+
+def spoils_what_it_is_given(words, table):
+    """First values for the table, and an error for the bias that grows with it."""
+    table[:] = np.nan
+    if table.shape[1] == 1:
+        raise RuntimeError("no first value for a bias")
+    return np.zeros((len(words), table.shape[1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, initializer: extend(model, ["d"], initializer),
+        lambda model, initializer: change_vocabulary(
+            model, ["[UNK]", "a", "b", "c"], ["[UNK]", "d", "c", "a"], initializer
+        ),
+    ],
+    ids=["extend", "change_vocabulary"],
+)
+def test_a_model_is_as_it_was_where_a_larger_one_cannot_be_made(change):
+    model, lookup = tied_by_words()
+    before, config = model.get_weights(), model.get_config()
+    with pytest.raises(RuntimeError, match="for a bias"):
+        change(model, spoils_what_it_is_given)
+    for weight, value in zip(model.get_weights(), before, strict=True):
+        assert (bits(weight) == bits(value)).all()
+    assert lookup.get_vocabulary() == ["[UNK]", "a", "b", "c"]
+    assert model.get_config() == config
+
+
+def test_a_vocabulary_knows_all_of_the_new_words_or_none():
+    words = {f"w{row}": row for row in range(V)}
+    with pytest.raises(ValueError, match=r"must know all of the new words or none.*\['new'\] of"):
+        extend(embedded(), ["new", "newer"], vocabulary={**words, "new": V})
+
+
+def test_an_id_that_is_far_beyond_the_table_is_refused():
+    model = embedded()
+    words = {f"w{row}": row for row in range(V)}
+    with pytest.raises(ValueError, match=r"follow the 7 rows.*Received: the ids"):
+        extend(model, ["new"], vocabulary={**words, "new": V + 9})
+
+
+def test_a_vocabulary_begins_with_what_a_lookup_keeps_for_itself():
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"])
+    with pytest.raises(ValueError, match=r"must begin as that of .* with \['\[UNK\]'\]"):
+        change_vocabulary(beneath(lookup, 3), ["[UNK]", "a", "b"], ["a", "b", "c"])
+
+
+def test_a_lookup_that_standardizes_by_a_function_learns_words():
+    lookup = keras.layers.TextVectorization(vocabulary=["a", "b"], standardize=tf.strings.upper)
+    larger, new = extend(beneath(lookup, 4), ["C"])
+    assert new == Rows([4], 5)
+    assert larger.layers[1].get_vocabulary() == ["", "[UNK]", "a", "b", "C"]
+
+
+def with_an_inverse(words):
+    """A model that is given ids, and says words."""
+    inputs = keras.Input((2,), dtype="int32")
+    inverse = keras.layers.StringLookup(vocabulary=words, invert=True, name="inverse")
+    table = keras.layers.Embedding(len(words) + 1, D, name="words")
+    return keras.Model(inputs, [table(inputs), inverse(inputs)])
+
+
+def words_in(model, name):
+    return model.get_layer(name).get_vocabulary()
+
+
+@pytest.mark.parametrize("given", ["none", "its lookup", "a lookup outside", "its words"])
+def test_a_vocabulary_says_what_the_lookup_of_the_model_says(given):
+    known = ["[UNK]", "a", "b"]
+    lookup = keras.layers.StringLookup(vocabulary=known[1:], name="lookup")
+    model = beneath(lookup, 3)
+    outside = keras.layers.StringLookup(vocabulary=known[1:])
+    vocabulary = {"none": None, "its lookup": lookup, "a lookup outside": outside}.get(given, known)
+    larger, new = extend(model, ["c"], vocabulary=vocabulary)
+    assert new == Rows([3], 4)
+    assert words_in(larger, "lookup") == [*known, "c"]
+    assert lookup.get_vocabulary() == outside.get_vocabulary() == known
+    with pytest.raises(ValueError, match="must be that of"):
+        extend(model, ["c"], vocabulary=["[UNK]", "b", "a"])
+
+
+def test_an_inverse_lookup_learns_the_words_of_its_table():
+    larger, _ = extend(with_an_inverse(["a", "b"]), ["c"])
+    assert words_in(larger, "inverse") == ["[UNK]", "a", "b", "c"]
+    inverse = keras.layers.StringLookup(vocabulary=["a", "b"], invert=True, name="inverse")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"], name="lookup")
+    inputs = keras.Input((1,), dtype="string")
+    ids = lookup(inputs)
+    both = keras.Model(inputs, [keras.layers.Embedding(3, D)(ids), inverse(ids)])
+    larger, _ = extend(both, ["c"])
+    assert words_in(larger, "lookup") == words_in(larger, "inverse") == ["[UNK]", "a", "b", "c"]
+    with pytest.raises(ValueError, match="words that it knows"):
+        extend(with_an_inverse(["a", "b"]), ["b"])
+
+
+def test_what_is_frozen_or_adapted_by_lora_is_so_in_the_copy():
+    model = embedded()
+    hidden = model.get_layer("hidden")
+    hidden.enable_lora(2)
+    hidden.lora_kernel_b.assign(np.ones(hidden.lora_kernel_b.shape))
+    hidden.bias.trainable = False
+    larger, _ = extend(model, NEW)
+    copy = larger.get_layer("hidden")
+    assert copy.lora_enabled
+    assert [w.trainable for w in copy.weights] == [w.trainable for w in hidden.weights]
+    assert (bits(larger(ALL_IDS)) == bits(model(ALL_IDS))).all()
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class Sized(keras.Model):
+    """A subclassed model that makes its table by one of two entries that are both V."""
+
+    def __init__(self, vocabulary_length, sizes, is_bound=False, **kwargs):
+        if vocabulary_length != V:
+            raise ValueError("it knows one vocabulary alone")
+        super().__init__(**kwargs)
+        self.arguments = {"vocabulary_length": V, "sizes": list(sizes), "is_bound": is_bound}
+        self.table = keras.layers.Embedding(V if is_bound else sizes[0], sizes[1])
+
+    def call(self, inputs):
+        return self.table(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), **self.arguments}
+
+
+def test_which_entry_of_a_config_is_the_number_of_rows_is_found_by_trying():
+    model = Sized(V, [V, D])
+    outputs = model(ALL_IDS)
+    larger, _ = extend(model, NEW)
+    assert larger.arguments["sizes"] == [V + 2, D]
+    assert (bits(larger(ALL_IDS)) == bits(outputs)).all()
+    bound = Sized(V, [V, D], is_bound=True)
+    bound(ALL_IDS)
+    with pytest.raises(ValueError, match=r"no entry.*one vocabulary alone.*still has 7 rows"):
+        extend(bound, NEW)

@@ -2,15 +2,18 @@
 
 import contextlib
 import errno
+import functools
 import gc
 import gzip
 import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from pathlib import Path
@@ -23,8 +26,18 @@ import pytest
 pytest.importorskip("safetensors")
 from safetensors.numpy import save
 
-from maskedgrad import MaskedModel, MaskedOptimizer, RowPatch, Rows, callbacks, load_vectors
+from maskedgrad import (
+    MaskedModel,
+    MaskedOptimizer,
+    RowPatch,
+    Rows,
+    callbacks,
+    load_vectors,
+    save_vectors,
+    write_projector,
+)
 from maskedgrad.cli import main
+from maskedgrad.cli.patched_file import apply_to_file
 from maskedgrad.cli.saved_tables import open_tables
 from maskedgrad.cli.verification import compare_files
 from maskedgrad.files import write_together
@@ -183,9 +196,23 @@ WRITERS = {
     "a patch": lambda folder, rows: patch(rows=rows).save(folder / "rows"),
     "an adapter": lambda folder, rows: write_adapter(patch(rows=rows), folder, MODULES),
     "a small file after a large one": lambda folder, rows: write_together(
-        {folder / "a": b"a" * len(rows), folder / "b": b"b" * 2000 * (len(rows) - 2)}
+        {
+            folder / "a": lambda file: file.write(b"a" * len(rows)),
+            folder / "b": lambda file: file.write(b"b" * 2000 * (len(rows) - 2)),
+        }
+    ),
+    "numbers and words": lambda folder, rows: save_vectors(
+        folder / "rows.npy", MATRIX * len(rows), long_words(rows)
+    ),
+    "a table for the projector": lambda folder, rows: write_projector(
+        folder, np.full((7, 1), len(rows), "float32"), long_words(rows)
     ),
 }
+
+
+def long_words(rows):
+    """Words that a disk holds with two rows, and does not hold with three."""
+    return [f"{row}{'x' * 99 * (len(rows) - 2)}" for row in range(7)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds files as Linux does")
@@ -193,7 +220,10 @@ WRITERS = {
 def test_a_full_disk_leaves_what_was_there(tmp_path, write):
     write(tmp_path, [3, 5])
     before = files_in(tmp_path)
-    with full_disk(100), pytest.raises(OSError, match=r"rows'$|adapter_model|b'$") as raised:
+    with (
+        full_disk(100),
+        pytest.raises(OSError, match=r"rows(\.npy)?'$|adapter_model|b'$|tsv'$") as raised,
+    ):
         write(tmp_path, [3, 5, 6])
     assert raised.value.errno == errno.EFBIG
     assert files_in(tmp_path) == before
@@ -256,12 +286,19 @@ def test_links_that_lead_nowhere_or_round_and_round(tmp_path):
 # Saved models
 
 
+@functools.cache
+def whole_model() -> bytes:
+    """What is in the file of a model, as Keras saves it."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_model().save(Path(folder, "model.keras"))
+        return Path(folder, "model.keras").read_bytes()
+
+
 def saved_model(folder, change=lambda file: None, **members: bytes) -> tuple[Path, Path]:
     """The files of a model, with changed weights and other members, and of its matrix."""
     model, source = folder / "model.keras", folder / "source.npy"
-    make_model().save(model)
     np.save(source, MATRIX)
-    with zipfile.ZipFile(model) as archive:
+    with zipfile.ZipFile(io.BytesIO(whole_model())) as archive:
         held = {name: archive.read(name) for name in archive.namelist()}
     weights = io.BytesIO(held["model.weights.h5"])
     with h5py.File(weights, "a") as file:
@@ -318,6 +355,14 @@ def with_a_link_to_a_group(file):
     file["layers/more"] = h5py.SoftLink("/layers/embedding")
 
 
+def with_a_table_in_two_places(file):
+    file["layers/embedding/vars/1"] = file["layers/embedding/vars/0"]
+
+
+def with_a_link_beside_moments(file):
+    file["optimizer/more"] = h5py.ExternalLink("elsewhere.h5", "/table")
+
+
 HOSTILE = {
     "a soft link": (a_link_to(h5py.SoftLink("/table")), "'0' .* is a link"),
     "another file": (a_link_to(h5py.ExternalLink("elsewhere.h5", "/table")), "'0' .* is a link"),
@@ -326,15 +371,93 @@ HOSTILE = {
     "more groups than can be": (with_as_many_groups_as_can_be, "is in more than one place"),
     "a group in itself": (with_a_group_in_itself, "is in more than one place"),
     "a link to a group": (with_a_link_to_a_group, "'more' .* is a link"),
+    "a table in two places": (with_a_table_in_two_places, "is in more than one place"),
+    "a link beside moments": (with_a_link_beside_moments, "'more' .* is a link"),
 }
 
 
+def restore_backup(model, weights):
+    """Begins a training that finds a file of weights as its backup."""
+    folder = weights.parent / "backup"
+    folder.mkdir()
+    shutil.copy(weights, folder / "latest.weights.h5")
+    with h5py.File(folder / "latest.weights.h5", "a") as file:
+        file.attrs["epoch"] = 1
+    backup = callbacks.BackupAndRestore(folder)
+    backup.set_model(model)
+    backup.on_train_begin()
+
+
 @pytest.mark.parametrize(("change", "why"), HOSTILE.values(), ids=HOSTILE)
-def test_links_in_a_file_of_weights_are_refused(tmp_path, monkeypatch, change, why):
+def test_whatever_opens_a_file_of_weights_refuses_links_in_it(tmp_path, monkeypatch, change, why):
     monkeypatch.chdir(tmp_path)
-    model, source = saved_model(tmp_path, change)
+    saved, source = saved_model(tmp_path, change)
+    weights = tmp_path / "changed.weights.h5"
+    with zipfile.ZipFile(saved) as archive:
+        weights.write_bytes(archive.read("model.weights.h5"))
+    whole = tmp_path / "whole.keras"
+    whole.write_bytes(whole_model())
+    model = make_model()
+    before = [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+    patch = RowPatch.from_model(model)
     with pytest.raises(ValueError, match=rf"Expected a model as .*model\.keras.*{why}"):
+        compare_files(saved, source)
+    with pytest.raises(ValueError, match=rf"Expected a model as .*model\.keras.*{why}"):
+        compare_files(whole, saved)
+    for base, new in ((saved, Path("new.keras")), (weights, Path("new.weights.h5"))):
+        with pytest.raises(ValueError, match=rf"Expected a model as .*{base.name}.*{why}"):
+            apply_to_file(patch, base, new, strict=False)
+        assert not new.exists()
+    with pytest.raises(OSError, match=rf"Expected a backup .*latest\.weights\.h5.*{why}"):
+        restore_backup(model, weights)
+    variables = (*model.weights, *model.optimizer.variables)
+    for variable, value in zip(variables, before, strict=True):
+        assert_same_bits(variable, value, "refused")
+
+
+def with_a_head(units, ids) -> MaskedModel:
+    words = keras.layers.Embedding(7, 3, name="words")
+    inputs = keras.Input((2,), dtype="int32")
+    model = MaskedModel(inputs, keras.layers.Dense(units)(words(inputs)))
+    model.compile("adam", loss="mse", trainable_rows={words: ids}, run_eagerly=True)
+    model.train_on_batch(np.array([[3, 5]]), np.ones((1, 2, units)))
+    return model
+
+
+def unwritten(variables):
+    variables.create_dataset("0", (7, 3), "f4")
+
+
+def of_another_length(variables):
+    variables["0"] = MATRIX[:5]
+
+
+@pytest.mark.parametrize(
+    ("put", "why"),
+    [
+        (unwritten, r"shape \(7, 3\) must have 84 bytes, and has 0"),
+        (of_another_length, r"one table of 7 rows in the layer of 'words/embeddings'.*\(5, 3\)"),
+    ],
+)
+def test_a_table_that_is_not_there_is_none_of_zeros(tmp_path, monkeypatch, put, why):
+    """HDF5 makes up numbers that were never written."""
+    monkeypatch.chdir(tmp_path)
+    model, source = saved_model(tmp_path, instead_of_the_table(put))
+    with pytest.raises(ValueError, match=why):
         compare_files(model, source)
+
+
+def test_a_backup_of_another_model_leaves_the_model_as_it_was(tmp_path):
+    """Keras loads all that fits, and tells of the rest."""
+    with_a_head(2, [1, 3, 5]).save_weights(tmp_path / "other.weights.h5")
+    model = with_a_head(1, [3, 5])
+    before = [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+    with pytest.raises(OSError, match="of another model or damaged"):
+        restore_backup(model, tmp_path / "other.weights.h5")
+    variables = (*model.weights, *model.optimizer.variables)
+    for variable, value in zip(variables, before, strict=True):
+        assert_same_bits(variable, value, "refused")
+    assert [path.name for path in (tmp_path / "backup").iterdir()] == ["latest.weights.h5"]
 
 
 def test_a_config_that_grows_when_it_is_unpacked_is_refused(tmp_path):

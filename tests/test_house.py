@@ -7,6 +7,7 @@ for type checkers. `docs/maintaining.md` tells what is in each room.
 
 import ast
 import graphlib
+import importlib
 import os
 import subprocess
 import sys
@@ -127,6 +128,17 @@ def seen_by_users() -> tuple[set[str], set[str]]:
 def test_users_see_public_names_alone(seen_by_users):
     names, _ = seen_by_users
     assert names == {*maskedgrad.__all__, *PUBLIC_ROOMS}
+
+
+def test_type_checkers_read_of_the_names_that_python_finds():
+    """They read the imports below `if TYPE_CHECKING`, which Python does not run."""
+    (block,) = [node for node in SYNTAX["maskedgrad"].body if isinstance(node, ast.If)][:1]
+    imports = [(node.module, alias.name) for node in block.body for alias in node.names]
+    names = {name for _, name in imports}
+    assert names == {*maskedgrad.__all__, "testing"} - {"__version__"}
+    for module, name in imports:
+        found = getattr(importlib.import_module(module), name)
+        assert getattr(maskedgrad, name) is found, name
 
 
 def test_an_import_needs_no_extra(seen_by_users):

@@ -14,13 +14,14 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save
 
-from maskedgrad import MaskedModel
+from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer
 from maskedgrad.masking.tables import CHUNK_BYTES
 from maskedgrad.patches.file import checksum, write_whole
 from maskedgrad.patches.patch import RowPatch
@@ -228,6 +229,104 @@ def test_a_context_is_entered_again_and_reverts_after_an_error():
         assert_same_bits(table_in(model), MATRIX, "after the context")
     with switch, pytest.raises(ValueError, match="Revert the other one first"):
         switch.__enter__()
+
+
+class Sealable(keras.Variable):
+    """A variable of a user's class that can refuse to be given attributes."""
+
+    sealed = False
+
+    def __setattr__(self, name, value):
+        if type(self).sealed and not name.startswith("_"):
+            raise PermissionError(f"{name} of a sealed variable")
+        super().__setattr__(name, value)
+
+
+@pytest.fixture
+def seal():
+    """Seals the second table of what `two_tables` returns, until the test ends."""
+    yield lambda: setattr(Sealable, "sealed", True)
+    Sealable.sealed = False
+
+
+class Tables(keras.Model):
+    """Tables of any dtype, the second of a class of the user's."""
+
+    def __init__(self, dtype="float32"):
+        super().__init__(name="tables")
+        self.first = keras.Variable(MATRIX, name="first")
+        self.second = Sealable(np.zeros((NUM_ROWS, WIDTH)), dtype=dtype, name="second")
+
+    def patch(self):
+        dtype = self.second.numpy().dtype
+        return RowPatch(
+            TablePatch(self.first.path, Rows([3], NUM_ROWS), np.ones((1, 3), "f"), None, "0" * 64),
+            TablePatch(self.second.path, Rows([3], NUM_ROWS), np.ones((1, 3), dtype), None, "1"),
+        )
+
+
+@pytest.fixture
+def tables_and_switch():
+    model = Tables()
+    return model, model.patch().applied(model, strict=False)
+
+
+def assert_applied(model, wanted):
+    """Checks that both tables hold the rows of the patch, or neither does, and know it."""
+    expected = MATRIX.copy(), np.zeros_like(MATRIX)
+    for variable, table in zip(model.weights, expected, strict=True):
+        table[3] = 1 if wanted else table[3]
+        assert_same_bits(variable, table, variable.path)
+        assert len(variable.row_patches) == wanted
+
+
+@pytest.mark.filterwarnings("ignore:strict=False")
+def test_a_patch_goes_into_all_tables_or_none(seal, tables_and_switch):
+    model, switch = tables_and_switch
+    switch.__enter__()
+    assert_applied(model, True)
+    switch.__exit__()
+    seal()
+    with pytest.raises(PermissionError), switch:
+        pass  # pragma: no cover - it is not entered
+    assert_applied(model, False)
+    with pytest.raises(PermissionError):
+        model.patch().apply_to(model, strict=False)
+    assert_applied(model, False)
+
+
+@pytest.mark.filterwarnings("ignore:strict=False")
+def test_a_patch_goes_out_of_all_tables_or_none(seal, tables_and_switch):
+    model, switch = tables_and_switch
+    switch.__enter__()
+    seal()
+    with pytest.raises(PermissionError):
+        switch.__exit__()
+    assert_applied(model, True)
+    with pytest.raises(PermissionError):
+        model.patch().revert(model)
+    assert_applied(model, True)
+    Sealable.sealed = False
+    model.patch().revert(model)
+    assert_applied(model, False)
+
+
+@pytest.mark.filterwarnings("ignore:strict=False")
+def test_a_table_that_tensorflow_cannot_read_by_rows_keeps_the_others_as_they_are():
+    model = Tables("float8_e4m3fn")
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        model.patch().apply_to(model, strict=False)
+    assert_same_bits(model.first, MATRIX, "the table before it")
+
+
+def test_two_tables_of_a_patch_are_never_one_of_the_model():
+    """Another model of this path may have been within one of the name `a`."""
+    patch, _ = trained_patch(3, 9)
+    table = patch.tables[PATH]
+    model = classifier([3])
+    with pytest.raises(ValueError, match=r"found to be one.*names that they had"):
+        RowPatch(table, dataclasses.replace(table, path=f"a/{PATH}")).apply_to(model)
+    assert_same_bits(table_in(model), MATRIX, "refused")
 
 
 def test_training_in_the_context_does_not_last():
@@ -714,3 +813,22 @@ def test_each_table_has_its_vocabulary():
 def test_words_are_one_for_each_row():
     with pytest.raises(ValueError, match=r"must be 1, one for each row\. Received: 2"):
         TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0" * 64, words=("a", "b"))
+
+
+def test_words_are_strings():
+    with pytest.raises(TypeError, match="must be strings"):
+        TablePatch(PATH, Rows([3], 9), np.ones((1, 2)), None, "0", (3,))
+
+
+def test_a_model_that_has_no_rows_or_trains_columns_makes_no_patch():
+    words = keras.layers.Embedding(NUM_ROWS, WIDTH)
+    unbuilt = keras.Sequential([words])
+    unbuilt.compile(MaskedOptimizer("sgd", {words: [3]}), loss="mse")
+    with pytest.raises(ValueError, match="must be built, since a table that does not exist"):
+        RowPatch.from_model(unbuilt)
+    head = keras.layers.Dense(4, name="dense_head")
+    model = MaskedModel(inputs := keras.Input((2,)), head(inputs))
+    model.compile("sgd", loss="mse", trainable_rows={AlongAxis("dense_head/kernel", 1): [3]})
+    model.optimizer.build(model.trainable_variables)
+    with pytest.raises(ValueError, match="along axis 1"):
+        RowPatch.from_model(model)

@@ -214,6 +214,34 @@ def test_a_row_that_is_patched_otherwise_is_refused_and_the_base_is_served():
             assert numbers_seen(model) == {number}
 
 
+class Sealable(keras.Variable):
+    """A variable of a user's class that can refuse to be given attributes."""
+
+    sealed = False
+
+    def __setattr__(self, name, value):
+        if type(self).sealed and not name.startswith("_"):
+            raise PermissionError(f"{name} of a sealed variable")
+        super().__setattr__(name, value)
+
+
+def test_a_patch_that_cannot_be_taken_out_is_still_known_to_be_in_place():
+    model = two_tables()
+    model.weights[1].__class__ = Sealable
+    registry = PatchRegistry(model, {"one": patch_of(1), "two": patch_of(2)})
+    with registry.use("one"):
+        assert numbers_seen(model) == {1}
+    Sealable.sealed = True
+    for name in ("two", None):
+        with pytest.raises(PermissionError), registry.use(name):
+            pass
+    with registry.use("one"):
+        assert numbers_seen(model) == {1}
+    Sealable.sealed = False
+    with registry.use(None):
+        assert numbers_seen(model) == {0}
+
+
 def test_a_thread_uses_one_patch_at_a_time_and_an_error_ends_its_turn():
     model = two_tables()
     registry = PatchRegistry(model, {"city": patch_of(1), "food": patch_of(2)})

@@ -1,5 +1,6 @@
 """`row_report` tells of each trainable row what a copy of the table before and after would tell."""
 
+import dataclasses
 import sys
 
 import keras
@@ -157,12 +158,38 @@ def test_what_is_seen_is_counted_in_whatever_form_the_data_comes(rows, ids):
         (np.ones(3), TypeError, "must be integers"),
         ([{"token_ids": [1]}], TypeError, "must be integers"),
         (7, TypeError, "must be integers, or batches of them"),
+        ([[[1], [1, 2]]], TypeError, "A batch must be integers"),
         (tf.data.Dataset.from_tensors([1]).repeat(), ValueError, "`data` must end"),
     ],
 )
 def test_data_that_is_no_ids_is_refused(data, error, message):
     with pytest.raises(error, match=message):
         times_seen(data, np.array([1]))
+
+
+def of_two_paths(patch):
+    (table,) = patch.tables.values()
+    return RowPatch(*(dataclasses.replace(table, path=path) for path in ("a", "b")))
+
+
+def of_another_width(patch):
+    (table,) = patch.tables.values()
+    return RowPatch(dataclasses.replace(table, values=np.ones((len(ROWS), 3), "float32")))
+
+
+def test_data_goes_by_the_path_of_its_table_where_there_are_several(trained):
+    model, _, kept = trained
+    (table,) = kept["patch"].tables.values()
+    renamed = RowPatch(dataclasses.replace(table, path="before/the/model/was/loaded"))
+    assert str(row_report(model, renamed)) == str(row_report(model, kept["patch"]))
+    by_path = row_report(model, kept["patch"], data={"words/embeddings": X})
+    assert str(by_path) == str(row_report(model, kept["patch"], data=X))
+    inputs = keras.Input((3,), dtype="int32")
+    layers = [keras.layers.Embedding(7, 2, name=name) for name in ("one", "two")]
+    two = MaskedModel(inputs, layers[0](inputs) + layers[1](inputs))
+    two.compile("sgd", loss="mse", trainable_rows={layer: [3] for layer in layers})
+    with pytest.raises(ValueError, match=r"in several tables, .*one/embeddings.*two/embeddings"):
+        row_report(two, RowPatch.from_model(two), data=X)
 
 
 def test_what_does_not_fit_is_refused(trained):
@@ -174,6 +201,8 @@ def test_what_does_not_fit_is_refused(trained):
         ({"other": table}, "must have an entry for the table 'words/embeddings'"),
         (RowPatch.from_model(make_model(rows=[3])), r"without Rows\('5:7', num_rows=7\)"),
         (keras.Sequential([keras.layers.Dense(1)]), "one variable of the path 'words/embeddings'"),
+        (of_two_paths(kept["patch"]), "must be a patch of the table 'words/embeddings'"),
+        (of_another_width(kept["patch"]), r"of \(7, 2\) numbers of float32.*of \(7, 3\) numbers"),
     ]:
         with pytest.raises(ValueError, match=message):
             row_report(model, before, VOCABULARY)

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import os
+import sys
 from pathlib import Path
 
 import keras
@@ -142,6 +143,8 @@ def test_a_row_of_zeros_without_a_word_is_the_padding(tmp_path):
 
 REFUSED = [
     ("words.txt", {}, ["cat", "a\nb"], "GloVe text can hold.*row 1 is 'a.*holds a newline"),
+    ("words.txt", {}, ["cat", "\ufeffa"], "begins with a byte order mark"),
+    ("words.txt", {"rows": [0], "table": np.zeros((2, 1), "f")}, ["", "a"], "one word at least"),
     ("words.txt", {}, ["cat", "Formula 1"], "an end that reads as a number"),
     ("words.vec", {}, ["cat", "New York"], "word2vec text can hold.*holds white space"),
     ("words.bin", {}, ["cat", "New\tYork"], "word2vec binary can hold.*holds white space"),
@@ -217,11 +220,57 @@ def test_words_that_are_not_those_of_the_array_are_refused(tmp_path):
         load_vectors(path, ["cat", "dog"])
 
 
+def tensors_in(path, **tensors):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("words.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "no array as `numpy"),
+        ("words.npy", lambda path: np.save(path, np.ones((2, 1), int)), "an array of int64"),
+        (
+            "words.safetensors",
+            lambda path: path.write_bytes(b"\x09\0\0\0\0\0\0\0{no json}"),
+            "no whole safetensors file",
+        ),
+        (
+            "words.safetensors",
+            lambda path: tensors_in(path, a=np.ones((2, 1)), b=np.ones((2, 1))),
+            "2 tensors, .*Expected one matrix",
+        ),
+        (
+            "words.safetensors",
+            lambda path: tensors_in(path, a=np.ones((2, 1), int)),
+            "a tensor of I64. Expected floats",
+        ),
+    ],
+)
+def test_an_array_that_is_none_of_floats_is_refused(tmp_path, name, write, message):
+    write(path := tmp_path / name)
+    (tmp_path / "words.vocab.txt").write_text("cat\ndog\n")
+    with pytest.raises(ValueError, match=message):
+        load_vectors(path, ["cat", "dog"])
+
+
+def test_an_array_has_no_subwords_and_needs_safetensors_where_it_is_of_these(tmp_path, monkeypatch):
+    for name in ("words.npy", "words.safetensors"):
+        save_vectors(tmp_path / name, np.float32([[1], [2]]), ["cat", "dog"])
+    with pytest.raises(ValueError, match="whole words"):
+        load_vectors(tmp_path / "words.npy", ["cat"], "subwords")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r'pip install "maskedgrad\[patch\]"'):
+        load_vectors(tmp_path / "words.safetensors", ["cat"])
+
+
 def test_the_same_vectors_make_the_same_file(tmp_path):
     for name in ("one.txt.gz", "other.txt.gz"):
         save_vectors(tmp_path / name, np.float32([[1]]), ["cat"])
     one, other = (tmp_path / name for name in ("one.txt.gz", "other.txt.gz"))
     assert one.read_bytes() == other.read_bytes()
+    save_vectors(tmp_path / "of no suffix", np.float32([[1]]), ["cat"], format="glove")
+    assert (tmp_path / "of no suffix").read_bytes() == b"cat 1.0\n"
     assert gzip.decompress(one.read_bytes()) == b"cat 1.0\n"
 
 

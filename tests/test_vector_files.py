@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad.testing import bits
-from maskedgrad.vectors import fasttext, unpacking
+from maskedgrad.vectors import fasttext
 from maskedgrad.vectors.found import LONGEST_RECORD
 from maskedgrad.vectors.loading import load_vectors
 
@@ -572,9 +572,3 @@ def test_a_file_that_is_open_is_given_by_its_path(tmp_path):
         pytest.raises(TypeError, match="open is given by its path"),
     ):
         load_vectors(file, ["cat"])
-
-
-def test_a_large_file_is_read_without_a_bar_if_rich_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "LARGE_FILE", 1)
-    monkeypatch.setitem(__import__("sys").modules, "rich.progress", None)
-    assert load(tmp_path, GLOVE)[0].tolist() == ROWS

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from maskedgrad.rows.vocabulary import ids_by_word, row_ids
 from maskedgrad.testing import bits
-from maskedgrad.vectors import unpacking
+from maskedgrad.vectors import save_vectors, saving, unpacking
 from maskedgrad.vectors.found import CHUNK
 from maskedgrad.vectors.loading import load_vectors
 
@@ -502,14 +502,23 @@ def test_row_ids_refuse_what_the_vocabulary_lacks_and_show_the_nearest():
 
 
 def test_a_large_file_shows_its_progress_in_a_terminal(tmp_path, monkeypatch, capsys):
-    (tmp_path / "vectors.txt").write_bytes(b"cat 1 2\n")
+    path = tmp_path / "[red].txt"
+
+    def written_and_read():
+        save_vectors(path, np.float32([[1, 2]]), ["cat"])
+        matrix, _ = load_vectors(path, ["cat"])
+        assert matrix.tolist() == [[1, 2]]
+        return capsys.readouterr().err
+
+    assert not written_and_read()
+    for module in (unpacking, saving):
+        monkeypatch.setattr(module, "LARGE_FILE", 1)
+    assert not written_and_read()  # since it goes to no terminal
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    load_vectors(tmp_path / "vectors.txt", ["cat"])
-    assert not capsys.readouterr().err
-    monkeypatch.setattr(unpacking, "LARGE_FILE", 1)
-    load_vectors(tmp_path / "vectors.txt", ["cat"])
-    assert "Reading vectors.txt" in capsys.readouterr().err
+    printed = written_and_read()
+    assert "Writing vectors" in printed
+    assert "Reading [red].txt" in printed
 
 
 NUM_LINES, WIDTH = 150_000, 25

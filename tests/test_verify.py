@@ -137,6 +137,19 @@ def test_a_moved_row_is_reported_with_status_1(saved, tmp_path, capsys):
     assert "row 5: 0.5" in capsys.readouterr().out
 
 
+def test_rows_of_an_optimizer_within_another_are_left_out(tmp_path, capsys):
+    """A stock model may have a loss scaler around; a `MaskedModel` puts it inside."""
+    words = keras.layers.Embedding(30, 2, name="words")
+    model = keras.Model(inputs := keras.Input((2,), dtype="int32"), words(inputs))
+    masked = MaskedOptimizer("sgd", {words: [3, 7]})
+    model.compile(keras.optimizers.LossScaleOptimizer(masked), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "source.npy", words.get_weights()[0])
+    status, result = run(capsys, tmp_path / "model.keras", "--against", tmp_path / "source.npy")
+    assert (status, result["tables"][0]["trainable"]) == (0, 2)
+
+
 @pytest.mark.parametrize("wrap", [keras.optimizers.LossScaleOptimizer, lambda inner: inner])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_tables_of_any_dtype_and_the_rows_of_a_nested_optimizer(tmp_path, capsys, wrap, dtype):

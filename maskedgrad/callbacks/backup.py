@@ -1,6 +1,8 @@
 """`BackupAndRestore`: a backup of training that survives being killed."""
 
 import contextlib
+import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import keras
 from typing_extensions import override
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers
-from maskedgrad.files import FilePath, sync
+from maskedgrad.files import FilePath, opened_hdf5, sync
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -32,7 +34,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     Raises:
         ValueError: the model is not built when training begins, or workers see
             different backups.
-        OSError: the backup cannot be written, or is not one.
+        OSError: the backup cannot be written, or is not one of this model, which
+            is left as it was then.
 
     Example:
 
@@ -63,7 +66,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        with self._read():
+        with self._read(), _kept_on_error(self.model, self._path.parent):
             self.model.load_weights(self._path)
         # What `fit` starts from, as Keras's own callback sets it. Without it, epochs that are done
         # are trained again.
@@ -92,7 +95,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         """How many epochs the backup has; `None` if there is no backup."""
         if not self._path.exists():
             return None
-        with self._read(), h5py.File(self._path) as backup:
+        with self._read(), opened_hdf5(self._path) as backup:
             return int(backup.attrs["epoch"])
 
     @contextlib.contextmanager
@@ -115,3 +118,23 @@ class BackupAndRestore(keras.callbacks.Callback):
                 f"All workers must see one backup. Received: {seen}. "
                 "Keep it in a folder that they share."
             )
+
+
+@contextlib.contextmanager
+def _kept_on_error(model: keras.Model, folder: Path) -> Iterator[None]:
+    """A context after which a model is as it was before it, if something fails in it.
+
+    Keras loads weights one after the other, and stops at those that do not fit.
+    """
+    # In a file, since there may be no memory for a second copy of the model.
+    with tempfile.TemporaryDirectory(dir=folder) as kept:
+        before = Path(kept, "before.weights.h5")
+        # A `MaskedModel` lets the chief of several workers alone write files; here each needs one.
+        keras.Model.save_weights(model, before)
+        try:
+            yield
+        except BaseException:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that rows change, which are those of before
+                model.load_weights(before)
+            raise

@@ -153,7 +153,7 @@ class _WatchedTable:
             kept[:] = now
             return changed
 
-        # NumPy and TensorFlow release the lock of the interpreter in what is long here.
+        # NumPy and TensorFlow release the interpreter's lock while they read and hash.
         with ThreadPoolExecutor(max_workers=2) as executor:
             return np.concatenate(list(executor.map(renew, starts)))
 

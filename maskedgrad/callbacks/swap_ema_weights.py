@@ -19,10 +19,14 @@ class SwapEMAWeights(keras.callbacks.Callback):
     masked table that is the compact variable, which no layer reads: with it,
     every weight of the model is swapped but the tables. Frozen rows have no
     average, and keep their bits. And after `predict` the callback of Keras
-    leaves the averages in the model; this one takes them out again.
+    leaves the averages in the model; this one takes them out again. Where an
+    evaluation ends in an error, they stay until this callback is used again,
+    and are taken out then.
 
     Args:
-        swap_on_epoch: bool, as for `keras.callbacks.SwapEMAWeights`.
+        swap_on_epoch: bool, as for `keras.callbacks.SwapEMAWeights`. A callback
+            that stops the training, such as `EarlyStopping`, comes before this
+            one then.
 
     Raises:
         ValueError: the model is not compiled with a `MaskedOptimizer` whose
@@ -43,7 +47,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
     def __init__(self, swap_on_epoch: bool = False):
         super().__init__()
         self.swap_on_epoch = swap_on_epoch
-        self._holds_averages = False
+        self._swapped: MaskedOptimizer | None = None  # whose averages the model holds
 
     @override
     def set_model(self, model: keras.Model) -> None:
@@ -57,6 +61,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
                 "together: compile with `auto_scale_loss=False`."
             )
         super().set_model(model)
+        self._hold_averages(False)  # which may be in place since an evaluation that failed
 
     @override
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -67,7 +72,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.swap_on_epoch:
             self._hold_averages(True)
-            if epoch == self.params["epochs"] - 1:
+            if self.model.stop_training or epoch == self.params["epochs"] - 1:
                 self._keep_averages()
 
     @override
@@ -88,21 +93,22 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     def _hold_averages(self, wanted: bool) -> None:
         """Makes the model hold its averages, if they are wanted, or else its weights."""
-        if wanted == self._holds_averages:
-            return
         optimizer = self.model.optimizer
-        with optimizer.gathered_rows():
-            for variable, average in moving_averages(optimizer.inner_optimizer):
-                weight = keras.ops.convert_to_numpy(variable)
-                variable.assign(average)
-                average.assign(weight)
-        self._holds_averages = wanted
+        # A model that was compiled anew holds none of the averages of its new optimizer.
+        if wanted == (self._swapped is optimizer):
+            return
+        with optimizer.gathered_rows(), contextlib.ExitStack() as undo:
+            for pair in moving_averages(optimizer.inner_optimizer):
+                _swap(*pair)
+                undo.callback(_swap, *pair)
+            undo.pop_all()
+        self._swapped = optimizer if wanted else None
         # A row that is frozen meanwhile is to stay at its weight, whatever the order of callbacks.
         optimizer.around_row_changes = self._with_weights if wanted else contextlib.nullcontext
 
     @contextlib.contextmanager
     def _with_weights(self) -> Iterator[None]:
-        """A context in which the model holds its weights, as it does after it unless it fails."""
+        """A context in which the model holds its weights. If it fails, the averages come back."""
         self._hold_averages(False)
         try:
             yield
@@ -111,11 +117,26 @@ class SwapEMAWeights(keras.callbacks.Callback):
             raise
 
     def _keep_averages(self) -> None:
-        # When training ends, Keras makes the averages that the optimizer holds the weights.
+        """Makes the averages the weights, so that none are swapped."""
+        # At the end of a training Keras assigns to each weight the average that the optimizer has.
         optimizer = self.model.optimizer
-        with optimizer.gathered_rows():
+        with optimizer.gathered_rows(), contextlib.ExitStack() as undo:
             for variable, average in moving_averages(optimizer.inner_optimizer):
+                undo.callback(average.assign, keras.ops.convert_to_numpy(average))
                 average.assign(variable)
+            undo.pop_all()
+        self._swapped = None
+        optimizer.around_row_changes = contextlib.nullcontext
+
+
+def _swap(variable: keras.Variable, average: keras.Variable) -> None:
+    weight = keras.ops.convert_to_numpy(variable)
+    variable.assign(average)
+    try:
+        average.assign(weight)
+    except BaseException:
+        variable.assign(weight)
+        raise
 
 
 def _averages(optimizer: Any) -> bool:

@@ -76,8 +76,8 @@ class UnfreezeSchedule(keras.callbacks.Callback):
         if named and (named[-1] == epoch or not self._has_begun):
             rows = self._by_target(self._schedule[named[-1]])
             masked_optimizer_of(self).set_trainable_rows(rows)
-            # For the optimizers that a function is traced for a fixed number of rows with; Keras
-            # calls what it finds here anew in each step.
+            # Some optimizers need a function that is traced for their number of rows. Keras looks
+            # it up anew in each step.
             self.model.make_train_function(force=True)
         self._has_begun = True
 

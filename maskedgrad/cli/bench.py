@@ -16,8 +16,9 @@ from pathlib import Path
 
 from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_of, draw
 from maskedgrad.cli.bench_work import REFUSED
-from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table, progress_bar
+from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table
 from maskedgrad.cli.options import check_absent, path_in_directory, positive
+from maskedgrad.messages.progress import progress_bar
 
 WAYS = [
     FLOOR,

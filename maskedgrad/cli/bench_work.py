@@ -15,7 +15,7 @@ DISTINCT_BATCHES = 16
 UNTIMED_STEPS = 5
 FEWEST, MOST = 5, 500  # measured steps
 MEASURED_SECONDS = 2.0
-REFUSED = 3  # the exit status of a process that a user's value is wrong for
+REFUSED = 3  # the exit status of a process that was given a wrong value by the user
 
 
 class Case(NamedTuple):
@@ -76,7 +76,7 @@ def changed_rows(before: np.ndarray, after: np.ndarray, case: Case) -> int:
 
 
 def median_time(times: Callable[[int], list[float]]) -> float:
-    """The median time of a step in seconds, of as many as fit into the time.
+    """The median time of a step in seconds, over as many steps as fit into the time.
 
     Args:
         times: makes so many steps and gives the seconds that each took.

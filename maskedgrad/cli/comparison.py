@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.cli.console import progress_bar
 from maskedgrad.cli.recipes import (
     RECIPES,
     WITH_OTHER_ROWS,
@@ -20,6 +19,7 @@ from maskedgrad.cli.recipes import (
 )
 from maskedgrad.cli.task import Examples, Task
 from maskedgrad.distribute.workers import is_chief
+from maskedgrad.messages.progress import progress_bar
 from maskedgrad.reports.counting import count_parameters, state_bytes
 
 BATCH_SIZE = 32
@@ -41,7 +41,7 @@ class Training(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one training came to.
+    """The results of one training.
 
     `accuracies` are those of the task's tests, after the last epoch, and
     `curve` is that of the first test after each epoch, if it was followed.
@@ -66,7 +66,7 @@ def compare(
     with progress_bar(is_shown=is_chief(strategy)) as progress:
         total = training.seeds * len(training.ways) * training.epochs
         epochs_done = progress.add_task("", total=total)
-        # Seeds outside, so that what else the machine does meets every way alike.
+        # The outer loop is over seeds, so that other work of the machine slows all ways alike.
         for seed in range(training.seeds):
             for way in training.ways:
                 progress.update(epochs_done, description=f"{way}, seed {seed + 1}")
@@ -79,7 +79,7 @@ def compare(
                     seed,
                     lambda: progress.advance(epochs_done),
                 )
-                # A table is large, and the first is what is drawn.
+                # Tables are large, and only that of the first seed is drawn.
                 outcomes[way].append(outcome._replace(table=None) if seed else outcome)
     return outcomes
 
@@ -113,7 +113,7 @@ def train(
         _batches(task.training).shuffle(len(task.training.ids), seed=seed).batch(BATCH_SIZE),
         validation_data=next(iter(tests.values())) if training.follow else None,
         epochs=training.epochs,
-        shuffle=False,  # the batches are
+        shuffle=False,  # `_batches` are shuffled already
         verbose=0,
         callbacks=[
             step_times,

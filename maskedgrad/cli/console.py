@@ -1,6 +1,5 @@
 """What the demo and the benchmark print: on a terminal of any width, or into a file."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,22 +30,6 @@ def make_console(**options: Any) -> Any:
     if not console.is_terminal:
         console.width = WIDTH_OF_FILES
     return console
-
-
-def progress_bar(is_shown: bool = True) -> Any:
-    """A `rich` progress bar on a terminal's stderr, of 60 columns, which goes when it is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = make_console(file=sys.stderr)
-    return Progress(
-        TextColumn("{task.description:30}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not (is_shown and console.is_terminal),
-    )
 
 
 def print_table(

@@ -67,15 +67,15 @@ def run_as_workers(num_workers: int, arguments: Sequence[str]) -> int:
             stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(num_workers - 1)
         ]
         seen = [{}, *({"stdout": output, "stderr": subprocess.STDOUT} for output in outputs)]
-        # What is ignored here is ignored by those who are started: Ctrl-C is for this process,
-        # which ends them, or each would say that it was interrupted.
+        # Workers inherit what is ignored here. So Ctrl-C reaches this process alone, which ends
+        # them; else each would print that it was interrupted.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             workers = stack.enter_context(local_workers(command, seen))
         finally:
             signal.signal(signal.SIGINT, handler)
         statuses = [worker.wait() for worker in workers]
-        # What the first says is seen already, and the others mostly say the same.
+        # The first worker prints to the terminal. Another is quoted only if the first did not fail.
         failed = [output for output, status in zip(outputs, statuses[1:], strict=True) if status]
         if failed and not statuses[0]:
             failed[0].seek(0)

@@ -29,7 +29,7 @@ def check_absent(paths: Iterable[Path | None], replace: bool) -> None:
 
 
 def read_words(vocabulary: Path) -> list[str]:
-    """The words of a file, one a line; the first row has the first."""
+    """The words of a file, one a line, in the order of their rows."""
     try:
         words = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -1,16 +1,14 @@
 """What a row patch holds, and how two differ: as JSON values, and as text."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from maskedgrad.masking.tables import bits, same_bits
+from maskedgrad.messages.grid import MOST_ROWS, Grid, listed, text_of
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import TablePatch
-
-NUM_SHOWN = 10
 
 
 def description(patch: RowPatch) -> dict[str, Any]:
@@ -57,43 +55,44 @@ def comparison(first: RowPatch, second: RowPatch) -> dict[str, Any]:
 
 def text_of_description(described: dict[str, Any]) -> str:
     """A `description` for people: a few rows of each table."""
-    lines = [f"checksum {described['checksum']}"]
-    for table in described["tables"]:
-        lines += [
-            f"{_shown(table['path'])}: {len(table['entries']):,} rows of a table of shape "
-            f"{tuple(table['shape'])}, {table['dtype']}",
-            f"  rows {table['rows']}",
-            f"  frozen rows {_shown(table['digest'])}",
-        ]
-        cells = [
-            [str(entry["row"]), _quoted(entry["word"]), *map(_number, _norms_in(entry))]
-            for entry in table["entries"][:NUM_SHOWN]
-        ]
-        lines += _columns([["row", "word", "norm", "moved"], *cells])
-        lines += _more(table["entries"])
-    return "\n".join(lines)
+    return text_of(
+        Grid(f"checksum {described['checksum']}"), *map(_described_grid, described["tables"])
+    )
 
 
 def text_of_comparison(compared: dict[str, Any]) -> str:
     """A `comparison` for people: a few rows of each table."""
     if compared["same"]:
         return "the patches are the same"
-    lines = []
-    for table in compared["tables"]:
-        lines.append(f"{_shown(table['path'])}: {table['told']}")
-        for place in ("first", "second"):
-            entries = table[f"only_in_{place}"]
-            if entries:
-                names = ", ".join(_name(entry) for entry in entries[:NUM_SHOWN])
-                lines += [f"  only in the {place}: {names}", *_more(entries)]
-        if table["different"]:
-            cells = [
-                [str(entry["row"]), _quoted(entry["word"]), _number(entry["difference"])]
-                for entry in table["different"][:NUM_SHOWN]
-            ]
-            lines += _columns([["row", "word", "difference"], *cells])
-            lines += _more(table["different"])
-    return "\n".join(lines)
+    return text_of(*map(_compared_grid, compared["tables"]))
+
+
+def _described_grid(table: dict[str, Any]) -> Grid:
+    shape, entries = tuple(table["shape"]), table["entries"]
+    return Grid(
+        f"{_shown(table['path'])}: {len(entries):,} rows of a table of shape {shape}, "
+        f"{table['dtype']}",
+        ["row", "word", "norm", "moved"],
+        [
+            [*_row_and_word(entry), _number(entry["norm"]), _number(entry["moved"])]
+            for entry in entries
+        ],
+        [f"rows {table['rows']}", f"frozen rows {_shown(table['digest'])}"],
+    )
+
+
+def _compared_grid(table: dict[str, Any]) -> Grid:
+    different = table["different"]
+    return Grid(
+        f"{_shown(table['path'])}: {table['told']}",
+        ["row", "word", "difference"] if different else [],
+        [[*_row_and_word(entry), _number(entry["difference"])] for entry in different],
+        [
+            f"only in the {place}: {listed(list(map(_name, entries)), MOST_ROWS)}"
+            for place in ("first", "second")
+            if (entries := table[f"only_in_{place}"])
+        ],
+    )
 
 
 def _description_of_table(table: TablePatch) -> dict[str, Any]:
@@ -213,16 +212,12 @@ def _norms(rows: np.ndarray) -> list[float | None]:
     return [float(norm) if np.isfinite(norm) else None for norm in norms]
 
 
-def _norms_in(entry: dict[str, Any]) -> list[float | None]:
-    return [entry["norm"], entry["moved"]]
+def _row_and_word(entry: dict[str, Any]) -> list[str]:
+    return [str(entry["row"]), "-" if entry["word"] is None else repr(entry["word"])]
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
-
-
-def _quoted(word: str | None) -> str:
-    return "-" if word is None else repr(word)
 
 
 def _shown(text: str) -> str:
@@ -231,17 +226,4 @@ def _shown(text: str) -> str:
 
 
 def _name(entry: dict[str, Any]) -> str:
-    return str(entry["row"]) if entry["word"] is None else _quoted(entry["word"])
-
-
-def _more(entries: list[Any]) -> list[str]:
-    return [f"  and {len(entries) - NUM_SHOWN:,} more"] if len(entries) > NUM_SHOWN else []
-
-
-def _columns(rows: Iterable[list[str]]) -> list[str]:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in table
-    ]
+    return str(entry["row"]) if entry["word"] is None else repr(entry["word"])

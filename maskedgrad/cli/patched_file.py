@@ -17,11 +17,12 @@ import numpy as np
 
 from maskedgrad.cli.options import check_absent
 from maskedgrad.cli.saved_tables import WEIGHTS_FILE, SavedTable, layers, reading, saved_table
-from maskedgrad.files import whole_file
+from maskedgrad.files import opened_hdf5, whole_file
 from maskedgrad.masking.tables import digest_of_rows, same_bits
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import (
     TablePatch,
+    check_apart,
     check_digest,
     check_finite,
     check_fits,
@@ -146,13 +147,13 @@ def _copy_archive(source: Path, new: BinaryIO, put_in: Callable[[BinaryIO], None
 
 
 def _same_member(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    """What an archive says of a member, but for where it lies there."""
+    """The entry of a member for a new archive: all that the old one says but its place."""
     member = zipfile.ZipInfo(info.filename, info.date_time)
     member.compress_type = info.compress_type
     member.comment = info.comment
     member.create_system = info.create_system
     member.external_attr = info.external_attr
-    member.file_size = info.file_size  # `zipfile` makes room for large ones by it
+    member.file_size = info.file_size  # by which `zipfile` chooses the format for large files
     return member
 
 
@@ -169,6 +170,7 @@ def _put_in(
     vocabularies = by_path(vocabulary, list(patch.tables))
     with _opened(weights, source) as file:
         found = [(each, _table_of(each, file, source)) for each in patch.tables.values()]
+        check_apart({each.path: table.name for each, table in found})
         placed = [(_moved(each, table, vocabularies), table) for each, table in found]
         for each, table in placed:
             check_fits(each, table)
@@ -197,11 +199,9 @@ def _moved(patch: TablePatch, table: SavedTable, vocabularies: Mapping[str, Any]
 
 @contextlib.contextmanager
 def _opened(weights: BinaryIO, source: Path) -> Iterator[Any]:
-    import h5py
-
     with contextlib.ExitStack() as stack:
         with reading(source, EXPECTED):
-            file = stack.enter_context(h5py.File(weights, "r"))
+            file = stack.enter_context(opened_hdf5(weights))
         yield file
 
 
@@ -212,7 +212,6 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
     a layer that has several, the one of the right shape is meant.
     """
     with reading(source, EXPECTED):
-        # A link to another file leads nowhere: HDF5 is given the content of this one, and no path.
         found = [each for name, group in layers(file) for each in _of_layer(name, group, patch)]
     stored = variable_at(patch.path, found)
     # In a model `inner/words` may have the path `words/embeddings`, as `words` has: Keras leaves

@@ -174,7 +174,7 @@ RECIPES = {
     "stop_gradient mix": stop_gradient_mix,
     "maskedgrad": masked_optimizer,
 }
-# Which train the other rows too, on purpose, so that the benchmark has nothing to compare.
+# These train the other rows too, on purpose. So the benchmark has no frozen rows to compare.
 WITH_OTHER_ROWS = {"maskedgrad, others slowly": slow_rows, "LoRA": lora}
 
 

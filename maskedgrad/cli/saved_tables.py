@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from maskedgrad.files import check_no_folder
+from maskedgrad.files import check_no_folder, opened_hdf5
 from maskedgrad.masking.tables import digest_of_rows
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import decode_trainable_rows
@@ -83,20 +83,18 @@ def open_tables(path: Path) -> Iterator[list[SavedTable]]:
     ...         [(table.name, table.shape, table.trainable) for table in tables]
     [('words', (5, 2), Rows('1,4', num_rows=5))]
     """
-    import h5py
-
     with contextlib.ExitStack() as stack:
         expected = "a model as `model.save(...)` writes it, in one file that ends in .keras"
         with reading(path, expected):
             archive = stack.enter_context(zipfile.ZipFile(path))
             _check_size(archive, "config.json", LARGEST_CONFIG)
             config = json.loads(archive.read("config.json"))
-            # Compressed or not, an archive cannot be searched fast; a file can.
+            # HDF5 reads here and there, which is slow within an archive.
             weights = stack.enter_context(tempfile.TemporaryFile())
             _check_size(archive, WEIGHTS_FILE, shutil.disk_usage(tempfile.gettempdir()).free)
             with archive.open(WEIGHTS_FILE) as member:
                 shutil.copyfileobj(member, weights, 2**20)
-            file = stack.enter_context(h5py.File(weights, "r"))
+            file = stack.enter_context(opened_hdf5(weights))
             tables = _tables(file, _trained(config, file))
         yield tables
 
@@ -115,13 +113,8 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 def layers(file: Any) -> list[tuple[str, Any]]:
     """Returns the names of each layer and those around it, as a path, with its variables."""
     found: list[tuple[str, Any]] = []
-    visited = set()
 
     def visit(group: Any, names: tuple[str, ...]) -> None:
-        # A few groups that hold each other would be as many as can never be visited.
-        if hash(group.id) in visited:
-            raise ValueError(f"the group {group.name!r} is in more than one place")
-        visited.add(hash(group.id))
         own = group.get("vars")
         is_root = group.name == "/"
         if own is not None:
@@ -130,10 +123,9 @@ def layers(file: Any) -> list[tuple[str, Any]]:
             # Paths of functional models do not begin with the name of the model.
             names = names if is_root else (*names, name)
         for key in group:
-            if key != "vars" and not (is_root and key == "optimizer"):
-                child = _child(group, key)
-                if hasattr(child, "items"):
-                    visit(child, names)
+            is_left_out = key == "vars" or (is_root and key == "optimizer")
+            if not is_left_out and hasattr(group[key], "items"):
+                visit(group[key], names)
 
     visit(file, ())
     return found
@@ -219,7 +211,7 @@ def _tables(file: Any, trained: Sequence[_Trained]) -> list[SavedTable]:
     found = [
         (layer, name, dataset)
         for layer, group in layers(file)
-        for name, dataset in _named(layer, [d for d in _children(group) if d.ndim >= 2])
+        for name, dataset in _named(layer, [d for d in group.values() if d.ndim >= 2])
     ]
     names = Counter(name for _, name, _ in found)
     tables = [
@@ -238,7 +230,7 @@ def _tables(file: Any, trained: Sequence[_Trained]) -> list[SavedTable]:
 
 
 def _named(layer: str, datasets: Sequence[Any]) -> list[tuple[str, Any]]:
-    """Returns the name of each variable of a layer, which is the layer's where that has one."""
+    """Returns each variable of a layer with its name: the layer's own, if it has one variable."""
     if len(datasets) == 1:
         return [(layer, datasets[0])]
     return [(f"{layer}/{place}", dataset) for place, dataset in enumerate(datasets)]
@@ -253,23 +245,6 @@ def _doubt(trained: _Trained) -> str:
         f"The model must have one table of {trained.rows.num_rows} rows in the layer of "
         f"{trained.path!r}, which its optimizer trains."
     )
-
-
-def _children(group: Any) -> list[Any]:
-    return [_child(group, key) for key in group]
-
-
-def _child(group: Any, key: str) -> Any:
-    """Returns what a group holds.
-
-    Raises:
-        ValueError: it is a link, which could lead to any file.
-    """
-    import h5py
-
-    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-        raise ValueError(f"{key!r} in the group {group.name!r} is a link")
-    return group[key]
 
 
 def _places_of(trained: _Trained, tables: Sequence[SavedTable], layers: Sequence[str]) -> list[int]:
@@ -312,10 +287,8 @@ def _digest(table: SavedTable, trained: _Trained) -> str:
 
 
 def _shape(dataset: Any) -> tuple[int, ...]:
-    # HDF5 makes up numbers that a file does not hold, as many as its header says.
+    # Where a file lacks numbers, HDF5 returns zeros, as many as the header claims.
     num_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"the numbers of {dataset.name!r} are in another file")
     if not 0 < num_bytes <= dataset.id.get_storage_size():
         raise ValueError(
             f"a variable of shape {dataset.shape} must have {num_bytes} bytes, and has "
@@ -359,13 +332,13 @@ def _trained(config: Mapping[str, Any], file: Any) -> list[_Trained]:
 
 def _saved_digests(file: Any) -> dict[Any, Any]:
     """Returns the digests of the rows that train, by their tables, of the state of an optimizer."""
-    group = _child(file, "optimizer") if "optimizer" in file else {}
+    group = file.get("optimizer", {})
     while "chosen_row_ids" not in group and "inner_optimizer" in group:
-        group = _child(group, "inner_optimizer")
+        group = group["inner_optimizer"]
     for key in ("chosen_row_ids", "vars", "tables"):
         if key not in group:
             return {}
-        group = _child(group, key)
+        group = group[key]
     _shape(group)
     return {
         table: entry.get("digest")

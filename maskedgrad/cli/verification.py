@@ -71,8 +71,8 @@ def compare_files(
         table: the name of the table to compare.
 
     Raises:
-        ImportError: the source has words, and the extra `vectors` is not
-            installed.
+        ImportError: the source is a safetensors file, and the extra `patch` is
+            not installed.
         ValueError: a file is not what it should be; the tables to compare
             cannot be told; or the source does not fit a table.
 
@@ -193,7 +193,7 @@ def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.
         )
     words = read_words(vocabulary)
     with warnings.catch_warnings():
-        # It hints at an argument in Python; and here padding is a row as any other.
+        # The warning names an argument of Python's. Padding is a row like any other here.
         warnings.simplefilter("ignore", UserWarning)
         try:
             matrix, report = load_vectors(path, words, "zeros")

@@ -22,7 +22,7 @@ def apply_alone(optimizer: Any, gradients: Sequence[Any], variables: Sequence[An
     of_keras = types.MethodType(keras.optimizers.Optimizer.apply, optimizer)
     is_alone = replica is not None and not tf.distribute.has_strategy()
     held = [variable.value for variable in optimizer.variables]
-    # What was made under a strategy, and is used outside of it, needs the context of a replica.
+    # An optimizer that was made under a strategy needs the context of a replica outside of it.
     is_spread = any(isinstance(value, tf.distribute.DistributedValues) for value in held)
     if not is_alone or is_spread or optimizer.apply != of_keras:
         optimizer.apply(gradients, variables)

@@ -50,8 +50,8 @@ class MultiWorkerSteps(_Model):
     train_function: Any
     test_function: Any
 
-    # They hand on whatever they are given, so for a type checker, and for an editor that
-    # completes, they are those of the class that comes after this one.
+    # These hand on all arguments. Type checkers, and editors that complete, are to see the
+    # signatures of the class that comes after this one.
     if not TYPE_CHECKING:
 
         def fit(self, *args, **kwargs):
@@ -101,7 +101,7 @@ class MultiWorkerSteps(_Model):
     def _step_by_step(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if self.steps_per_execution == 1 or not spans_workers(self.distribute_strategy):
             return function
-        # Of what is no iterator of TensorFlow's, Keras takes one batch after the other.
+        # From any other iterator than TensorFlow's, Keras takes one batch after the other.
         return lambda iterator: function(itertools.chain([next(iterator)], iterator))
 
     @override
@@ -170,5 +170,5 @@ def _check_as_many_batches(strategy: tf.distribute.Strategy, num_batches: int | 
 
 
 def _first_batch(iterator: Iterator[Any]) -> Any:
-    # Before the batches stands what counts steps: one number or two, as versions of Keras differ.
+    # Keras yields the number of the step, in newer versions two numbers, and then the batches.
     return next(next(batches for *_, batches in iterator))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-SHOWN = 60  # characters of what two workers do not agree on
+SHOWN = 60  # characters shown of a value that workers do not agree on
 
 
 def spans_workers(strategy: tf.distribute.Strategy) -> bool:

@@ -108,7 +108,7 @@ def _joined(first: TablePatch, second: TablePatch, weight: float | None) -> Tabl
         original=original,
         digest=first.digest,
         words=words,
-        # What is frozen around one of them may train in the other.
+        # A word that is an anchor of one patch may train in the other.
         anchors=None if words is None else {w: anchors[w] for w in anchors if w not in words},
     )
 

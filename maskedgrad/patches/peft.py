@@ -23,7 +23,8 @@ from maskedgrad.patches.table import (
     frozen_digest,
     variable_at,
 )
-from maskedgrad.rows.rows import MAX_ID, Rows
+from maskedgrad.rows.ids import MAX_ID
+from maskedgrad.rows.rows import Rows
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -83,15 +84,16 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
         "token_indices": tables[0].ids.tolist(),
     }
     tensors = {_tensor_name(modules[table.path]): table.values for table in tables}
-    # Two processes may write to one folder: it must be seen if each has written one of the files.
+    # Two processes may write to one folder. The digest shows if each has written one file.
     content = to_safetensors(
         tensors, {"format": "pt", IDS_DIGEST: _digest(config["token_indices"])}
     )
     Path(folder).mkdir(parents=True, exist_ok=True)
+    text = (json.dumps(config, indent=2) + "\n").encode()
     write_together(
         {
-            Path(folder, TENSORS_FILE): content,
-            Path(folder, CONFIG_FILE): (json.dumps(config, indent=2) + "\n").encode(),
+            Path(folder, TENSORS_FILE): lambda file: file.write(content),
+            Path(folder, CONFIG_FILE): lambda file: file.write(text),
         }
     )
 

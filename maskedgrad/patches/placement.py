@@ -1,5 +1,6 @@
-"""Putting patches into the tables of a model in memory, and taking them out."""
+"""Putting patches into the tables of a model in memory, and taking them out: all or nothing."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from maskedgrad.masking.variables import read_sparsely, reads_sparsely
 from maskedgrad.patches.table import (
     InPlace,
     TablePatch,
+    check_apart,
     check_base,
     check_fits,
     patches_in,
@@ -34,8 +36,8 @@ def placements(
     """Where patches go in a model: to the ids of their words where there is a vocabulary.
 
     Raises:
-        ValueError: the model lacks a table, or has it in another shape or
-            dtype; or a vocabulary lacks a word.
+        ValueError: the model lacks a table, has it in another shape or dtype,
+            or has one for two of the patches; or a vocabulary lacks a word.
     """
     variables = model.weights
     placed = []
@@ -46,6 +48,7 @@ def placements(
         else:
             patch = table
         placed.append(Placement(patch, variable))
+    check_apart({patch.path: id(variable) for patch, variable in placed})
     for placement in placed:
         check_fits(*placement)
     return placed
@@ -75,8 +78,7 @@ class AppliedRowPatch:
         for patch, variable in self._placements:
             _check_unpatched(patch, variable)
         _look_up_sparsely(self._model, [variable for _, variable in self._placements])
-        for placement in self._placements:
-            _put_in(placement)
+        _change_all([_put_in(placement) for placement in self._placements])
         return self._model
 
     def __exit__(self, *exception: object) -> None:
@@ -92,8 +94,7 @@ def revert(model: keras.Model, placements: list[Placement]) -> None:
     """
     originals = [_rows_beneath(placement) for placement in placements]
     _look_up_sparsely(model, [variable for _, variable in placements])
-    for placement, original in zip(placements, originals, strict=True):
-        _take_out(placement, original)
+    _change_all([_taken_out(*each) for each in zip(placements, originals, strict=True)])
 
 
 def _check_unpatched(patch: TablePatch, variable: keras.Variable) -> None:
@@ -109,7 +110,7 @@ def _check_unpatched(patch: TablePatch, variable: keras.Variable) -> None:
 
 
 def _look_up_sparsely(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
-    """Makes lookups in tables cost what they cost before rows are written one by one.
+    """Makes lookups in tables read the rows alone, since rows are written one by one from now on.
 
     See `read_sparsely`. What the model has traced reads densely, so it traces
     again; where it is training this goes on with the next step.
@@ -122,21 +123,46 @@ def _look_up_sparsely(model: keras.Model, variables: Sequence[keras.Variable]) -
             getattr(model, f"make_{kind}_function")(force=True)
 
 
-def _put_in(placement: Placement) -> None:
-    """Overwrites rows of a table with the values of a patch."""
-    patch, variable = placement
-    overwritten = read_rows(variable, patch.ids)
-    write_rows(variable, patch.ids, patch.values)
-    variable.row_patches = (*patches_in(variable), InPlace(patch, overwritten))
+class _Held(NamedTuple):
+    """What some rows of a table hold, and the patches that are in the table."""
+
+    variable: keras.Variable
+    ids: np.ndarray
+    values: np.ndarray
+    patches: tuple[InPlace, ...]
+
+    def write(self) -> None:
+        """Makes the table hold it."""
+        write_rows(self.variable, self.ids, self.values)
+        self.variable.row_patches = self.patches
 
 
-def _take_out(placement: Placement, original: np.ndarray) -> None:
-    """Overwrites the rows of a patch with what they were."""
+def _change_all(changes: Iterable[tuple[_Held, _Held]]) -> None:
+    """Makes tables hold the second of each pair. Where one cannot, all hold the first again."""
+    with contextlib.ExitStack() as undo:
+        for before, after in changes:
+            undo.callback(before.write)
+            after.write()
+        undo.pop_all()
+
+
+def _held_now(placement: Placement) -> _Held:
     patch, variable = placement
-    write_rows(variable, patch.ids, original)
-    variable.row_patches = tuple(
-        other for other in patches_in(variable) if not _are_same(other.patch, patch)
-    )
+    return _Held(variable, patch.ids, read_rows(variable, patch.ids), patches_in(variable))
+
+
+def _put_in(placement: Placement) -> tuple[_Held, _Held]:
+    """What the rows of a patch hold, and what they hold with it."""
+    before, patch = _held_now(placement), placement.patch
+    patches = *before.patches, InPlace(patch, before.values)
+    return before, before._replace(values=patch.values, patches=patches)
+
+
+def _taken_out(placement: Placement, original: np.ndarray) -> tuple[_Held, _Held]:
+    """What the rows of a patch hold, and what they hold without it."""
+    before, patch = _held_now(placement), placement.patch
+    others = tuple(other for other in before.patches if not _are_same(other.patch, patch))
+    return before, before._replace(values=original, patches=others)
 
 
 def _rows_beneath(placement: Placement) -> np.ndarray:

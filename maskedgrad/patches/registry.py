@@ -177,7 +177,9 @@ class _Turns:
                 if ticket in self._waiting:
                     self._let_in(switch)
             except BaseException:
-                self._num_inside -= ticket not in self._waiting  # let in, and interrupted
+                self._num_inside -= (
+                    ticket not in self._waiting
+                )  # it was let in before it was interrupted
                 self._waiting.pop(ticket, None)
                 self._changed.notify_all()  # another one is the first now
                 raise
@@ -213,12 +215,13 @@ class _Turns:
         self._changed.notify_all()
 
     def _put_in_place(self, switch: AppliedRowPatch | None) -> None:
-        before, self._in_place = self._in_place, None
-        if before is not None:
-            before.__exit__()
+        # One step after the other, since each can fail, and leaves things as they were then.
+        if self._in_place is not None:
+            self._in_place.__exit__()
+            self._in_place = None
         if switch is not None:
             switch.__enter__()
-        self._in_place = switch
+            self._in_place = switch
 
     def _leave(self) -> None:
         with self._changed:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.rows import Rows
@@ -76,7 +77,7 @@ class TablePatch:
             )
 
     @property
-    def ids(self) -> np.ndarray:
+    def ids(self) -> npt.NDArray[np.int64]:
         """The ids of the trained rows: ascending, int64 of shape `(K,)`."""
         return self.rows.ids
 
@@ -132,6 +133,22 @@ def check_fits(patch: TablePatch, variable: keras.Variable) -> None:
         )
 
 
+def check_apart(found: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if two tables of a patch would go into one.
+
+    Args:
+        found: for the path of each table what it was found to be.
+    """
+    for place in found.values():
+        alike = [path for path, its_place in found.items() if its_place == place]
+        if len(alike) > 1:
+            raise ValueError(
+                "Each table of a patch must be a table of its own in the model. Received: a model "
+                f"in which {alike} are found to be one. A path is made of names of models and "
+                "layers: give them the names that they had when the patch was made."
+            )
+
+
 def check_base(patch: TablePatch, variable: keras.Variable) -> None:
     """Raises a `ValueError` if the frozen rows are not those that the patch was trained over."""
     check_digest(patch, frozen_digest(variable, patch.rows))
@@ -178,8 +195,8 @@ def frozen_digest(variable: keras.Variable, rows: Rows) -> str:
 
 def patches_in(variable: keras.Variable) -> tuple[InPlace, ...]:
     """The patches that are applied to a table."""
-    # Kept by the variable itself, which cannot be the key of a mapping, so that
-    # they go where it goes and end where it ends.
+    # An attribute of the variable, which cannot be the key of a mapping. So its patches are
+    # forgotten when it is.
     return getattr(variable, "row_patches", ())
 
 

@@ -44,7 +44,7 @@ def with_words(patch: TablePatch, variable: keras.Variable, vocabulary: Any) -> 
 
 
 def moved(patch: TablePatch, num_rows: int, vocabulary: Any) -> TablePatch:
-    """A patch for the rows that its words have in another vocabulary, of a table of so many rows.
+    """A patch for a table of `num_rows` rows, whose words have the ids of another vocabulary.
 
     Raises:
         ValueError: the patch does not know its words, or the vocabulary lacks

@@ -86,7 +86,7 @@ def view_of(target: Any) -> TableView:
 
 
 def of_variable(variable: keras.Variable, axis: int = 0, rows: Rows | None = None) -> TableView:
-    """A variable whose rows lie along an axis. The first axis is read by rows, another whole."""
+    """A view of a variable with rows along an axis. Along any but the first it is read whole."""
     shape = tuple(variable.shape)
     dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
     axis %= len(shape)
@@ -212,7 +212,7 @@ def _is_of_rows(before: np.ndarray, view: TableView) -> bool:
 
 
 def overlaid(view: TableView, ids: np.ndarray, values: np.ndarray) -> TableView:
-    """A table of which some rows are others: those that it had before."""
+    """A view of a table with other values in some rows: those that it had before."""
     values = values.reshape(len(values), -1)
     if values.shape != (len(ids), view.width) or values.dtype != view.dtype:
         raise ValueError(

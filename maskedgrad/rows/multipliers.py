@@ -138,7 +138,7 @@ def rows_by_rate(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
 
 def _numbers(rates: Any) -> np.ndarray | None:
     """`rates` as an array of shape `(V,)`, if they are that."""
-    if isinstance(rates, range):  # that names rows, and as an array may take all memory
+    if isinstance(rates, range):  # a range names rows, and as an array it may take all memory
         return None
     try:
         array = np.asarray(rates)

@@ -1,6 +1,6 @@
 """`Rows`: a set of row ids of a table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from maskedgrad.messages import capitalized, shorten
 from maskedgrad.messages.grid import Grid, cut, html_of
+from maskedgrad.rows.ids import checked_array, checked_range, checked_slice
 from maskedgrad.rows.text import (
     Runs,
     range_from_text,
@@ -18,8 +19,6 @@ from maskedgrad.rows.text import (
     slice_to_text,
 )
 from maskedgrad.rows.vocabulary import ids_by_word, row_ids
-
-MAX_ID = np.iinfo(np.int64).max
 
 
 class Rows:
@@ -213,62 +212,10 @@ def canonical(rows: Any) -> "slice | range | np.ndarray | Rows | Runs":
     if isinstance(rows, (Rows, Runs)):
         return rows
     if isinstance(rows, slice):
-        return _checked_slice(rows)
+        return checked_slice(rows)
     if isinstance(rows, range):
-        return _checked_range(rows)
-    array = _to_array(rows)
-    if array.ndim != 1:
-        raise ValueError(
-            "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
-            f"Received an array of shape {array.shape}: {shorten(rows)}"
-            f"{'. A single id goes in a list: `[id]`' if array.ndim == 0 else ''}"
-        )
-    if array.dtype == bool:
-        return array
-    if array.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            "Row ids must be integers, and a mask must be boolean. "
-            f"Received dtype {array.dtype}: {shorten(rows)}. {_advice_for_others(array)}"
-        )
-    if array.min() < 0:
-        raise _negative(array[array < 0])
-    if array.max() > MAX_ID:
-        raise ValueError(
-            f"Row ids must not be above {MAX_ID}, since no table has such rows. "
-            f"Received: {shorten(array[array > MAX_ID])}"
-        )
-    ids, counts = np.unique(array.astype(np.int64), return_counts=True)
-    if len(ids) != len(array):
-        raise ValueError(
-            "Row ids must not be repeated. "
-            f"Received more than once: {shorten(ids[counts > 1])}. "
-            + (_MASK_ADVICE if _is_mask(array) else "Use `numpy.unique(ids)` if that is intended.")
-        )
-    return ids
-
-
-_WORDS_ADVICE = (
-    "Words become ids by their place in the vocabulary: `maskedgrad.row_ids(words, vocabulary)`."
-)
-_MASK_ADVICE = (
-    "They are zeros and ones: if they are a mask, a number for each row of the table, make it "
-    "boolean by `numpy.asarray(mask).astype(bool)`."
-)
-
-
-def _is_mask(array: np.ndarray) -> bool:
-    """Whether numbers are a mask that lost its dtype: ids would not be so few and so often."""
-    return bool(np.isin(array, (0, 1)).all())
-
-
-def _advice_for_others(array: np.ndarray) -> str:
-    if array.dtype.kind == "f" and _is_mask(array):
-        return _MASK_ADVICE
-    if array.dtype.kind in "USO":
-        return _WORDS_ADVICE
-    return "Ids that were read as floats become integers by `ids.astype(int)`."
+        return checked_range(rows)
+    return checked_array(rows)
 
 
 def encode_rows(rows: Any) -> dict[str, Any]:
@@ -299,7 +246,7 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
         return Rows.from_config(config)
     text = config["rows"]
     if text.startswith("range("):
-        return _checked_range(range_from_text(text))
+        return checked_range(range_from_text(text))
     if text.count(":") == 2 and "," not in text:
         return slice_from_text(text)
     runs = runs_from_text(text)
@@ -351,56 +298,11 @@ def _ids_of_range(rows: range, num_rows: int) -> np.ndarray:
     return np.arange(rows[0], rows[-1] + 1, min(rows.step, num_rows), dtype=np.int64)
 
 
-def _checked_slice(rows: slice) -> slice:
-    try:
-        rows.indices(0)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"A slice of rows must be of whole numbers or None, and its step not 0. "
-            f"Received: {shorten(rows)}"
-        ) from error
-    return rows
-
-
-def _checked_range(rows: range) -> range:
-    ascending = rows if rows.step > 0 else rows[::-1]
-    if ascending and ascending[0] < 0:
-        raise _negative(rows)
-    return ascending
-
-
-def _negative(ids: Any) -> ValueError:
-    return ValueError(
-        f"Row ids must not be negative. Received: {shorten(ids)}. "
-        "Rows counted from the end of the table are named by a slice: `slice(-3, None)`."
-    )
-
-
 def _too_large(ids: Any, num_rows: int) -> ValueError:
     return ValueError(
         f"Row ids must be below {num_rows}, the number of rows of the table. "
         f"Received: {shorten(ids)}"
     )
-
-
-def _to_array(rows: Any) -> np.ndarray:
-    # NumPy makes an array of one object of what has no order or no length.
-    if isinstance(rows, (str, bytes, Mapping, Set, ValuesView, Iterator)) or rows is None:
-        raise TypeError(
-            "Rows must be a sequence of ids, a boolean mask, a `range`, a `slice` or a `Rows`. "
-            f"Received: {shorten(rows)}. {_advice_for_no_sequence(rows)}"
-        )
-    try:
-        return np.asarray(rows)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise TypeError(f"Rows must be known numbers. Received: {shorten(rows)}") from error
-
-
-def _advice_for_no_sequence(rows: Any) -> str:
-    if isinstance(rows, str):
-        return _WORDS_ADVICE
-    is_collection = isinstance(rows, (Set, ValuesView, Iterator))
-    return "`sorted(rows)` makes a list of it." if is_collection else "Name each row by its id."
 
 
 def _check_length(what: str, length: int, num_rows: int) -> None:

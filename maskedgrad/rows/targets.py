@@ -90,7 +90,7 @@ class MaskedTable:
 
 
 class Named(NamedTuple):
-    """What a user, or a config, names: made once, where it comes in.
+    """A target as a user or a config names it. It is made once, where it comes in.
 
     - `given`: as it came, for messages.
     - `what`: a layer, the path of a variable or a pattern of paths, a variable,

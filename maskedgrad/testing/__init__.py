@@ -64,7 +64,7 @@ def _imported(name: str) -> Any:
 
 
 if not TYPE_CHECKING:
-    # Of which type checkers need not know, or they would let any name pass.
+    # Hidden from type checkers, which would let any name pass.
     __getattr__ = _imported
 
 

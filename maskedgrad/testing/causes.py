@@ -45,7 +45,7 @@ def likely_cause(
         return f"{DECAY}: all of them were multiplied by {factor:.6g}"
     if _explains(_with_one_norm(old, new), old, new) or _explains(np.maximum(old, 0), old, new):
         return CONSTRAINT
-    # A step is small beside the row that it moves; what is assigned has nothing to do with it.
+    # A step moves a row by little. A row that is assigned is nothing like the one before it.
     if len(old) and (np.abs(new - old).max(axis=1) < 0.5 * np.abs(old).max(axis=1)).all():
         return MOMENTUM
     return ASSIGNMENT

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from maskedgrad.testing.compact_twin import selected_gradient
@@ -155,7 +156,7 @@ class Table:
     """The values of a table, the ids of its rows that train, and its constraint."""
 
     values: np.ndarray
-    ids: np.ndarray
+    ids: npt.NDArray[np.int64]
     constraint: Any = None
     frozen: np.ndarray = field(init=False)
 

@@ -204,7 +204,7 @@ def check_model(
 
     @settings(
         max_examples=max_examples or max(1, settings().max_examples // 10),
-        deadline=None,  # steps are traced, which takes as long as it takes
+        deadline=None,  # the first steps are traced, which takes long
         # Walks of one model say nothing of another, and Hypothesis could not tell them apart.
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -66,6 +66,6 @@ _ADVICE = (
 
 
 def _check_size(header: Header, num_bytes: int, most_bytes: float) -> None:
-    # What a header says is believed only after this, since its width is allocated.
+    # Memory is allocated by the width in the header, so the first record must confirm it.
     if not 0 < num_bytes * max(header.num_rows, 1) < most_bytes or num_bytes > LONGEST_RECORD:
         raise ValueError(f"{header}, and it is too short for that. Get the file anew")

@@ -14,7 +14,7 @@ PLAIN = bool, int, float, str
 
 
 def config_with(layer: Any, instead: Mapping[int, Any]) -> dict[str, Any]:
-    """The config of a layer, with those of other layers in the place of some inside of it."""
+    """The config of a layer in which other layers stand for some of those inside it."""
     config = plain({**layer.get_config(), **_left_out(layer)})
     told_of = set(_objects_in(config))
     changed = {}
@@ -118,7 +118,7 @@ def plain(config: Any) -> Any:
 
 
 def with_words(layer: Any, config: Any, instead: Mapping[int, Any]) -> Any:
-    """A config with the words of larger lookups in the place of the words of those before."""
+    """A config in which the words of lookups are those of the lookups that stand for them."""
     for old in layers_in(layer):
         if id(old) in instead and is_lookup(old):
             for is_whole in (True, False):

@@ -92,7 +92,7 @@ def _remade_once(layer: Any, remade: Remade, copy_of: Callable[[Any], Any]) -> A
         return _remade_around(layer, remade)
     if inside & remade.instead.keys():
         return _from_config(layer, config_with(layer, remade.instead))
-    if is_lookup(layer):  # before it is called: what it knows is the shape of what it returns
+    if is_lookup(layer):  # not by its config, which says of what shape its first call was
         return same_lookup(layer)
     larger = {"input_dim": remade.num_rows} if layer is remade.table else {}
     return type(layer).from_config({**layer.get_config(), **larger})
@@ -118,7 +118,7 @@ def _remade_graph(model: Any, copy_of: Callable[[Any], Any]) -> Any:
 
 
 def _remade_around(layer: Any, remade: Remade) -> Any:
-    """A layer or model that makes its table itself, by the entry of its config that says how large.
+    """Remakes a layer or model that makes its table itself, by an entry of its config.
 
     Which entry that is, is found by trying: the one with which the table has
     the new number of rows. Those that are named for a vocabulary come first.
@@ -152,7 +152,7 @@ def _remade_around(layer: Any, remade: Remade) -> Any:
 
 
 def _told(error: Exception) -> str:
-    """An error on one line, for another one that tells of it."""
+    """The text of an error on one line, to be quoted in another."""
     text = re.sub(r"\x1b\[\d*m", "", " ".join(str(error).split())).rstrip(".")
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
 
@@ -165,7 +165,7 @@ def _from_config(layer: Any, config: dict[str, Any]) -> Any:
     with keras.saving.custom_object_scope(classes):
         new = _built_from_config(layer, config)
         if _names(new) != _names(layer):
-            # Some name the layers inside after a name that they are given, and not after their own.
+            # Some classes name the layers inside them after an argument, and not after themselves.
             named = {(type(each).__name__, each.name) for each in _compared(layer)}
             unnamed = _built_from_config(layer, without_names(config, named))
             if _names(unnamed) == _names(layer):
@@ -224,7 +224,7 @@ def _compared(layer: Any) -> list[Any]:
     # Two levels may share the input that they were made from, and their copies do not.
     left_out = {id(each) for each in inside if isinstance(each, keras.layers.InputLayer)}
     for each in inside:
-        # A preprocessor of keras_hub makes what packs tokens by its first call.
+        # A preprocessor of keras_hub makes the layer that packs tokens in its first call.
         if not each.weights and not is_tokenizer(each) and tokenizers_in(each):
             within = (part for part in layers_in(each) if part is not each)
             left_out.update(id(part) for part in within if not is_tokenizer(part))
@@ -248,7 +248,7 @@ def _enable_lora(old: Any, new: Any) -> None:
 
 
 def _copy_learned(old: Any, new: Any, remade: Remade) -> None:
-    """Hands over what is no weight: what is frozen, what `adapt` learned, and assets."""
+    """Copies what is no weight: `trainable`, what `adapt` learned, and assets."""
     done: set[int] = set()
     for layer, other in _pairs(old, new):
         if other.trainable != layer.trainable:
@@ -280,7 +280,7 @@ def _axes_of_rows(old: Any, new: Any, remade: Remade) -> list[int | None]:
     """For each weight the axis that the rows of the table lie along, or `None`."""
     num_rows = remade.table.input_dim
     if remade.num_rows == num_rows:
-        # What would grow tells what has rows; lookups grow too, since words may say how many.
+        # A trial with a row more shows which weights have rows. Words may say how many there are.
         instead = {
             key: with_one_more(each) if is_lookup(each) else each
             for key, each in remade.instead.items()

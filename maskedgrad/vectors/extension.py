@@ -180,7 +180,7 @@ def _check_new_words(words: Any) -> None:
 
 
 def check_descriptions(initializer: Any, words: Sequence[str], num_rows: int) -> None:
-    """Raises if an initializer describes what is no new word, or by what are no rows."""
+    """Raises if an initializer describes a word that is not new, or by ids that are no rows."""
     if not isinstance(initializer, Mapping):
         return
     for word, ids in initializer.items():

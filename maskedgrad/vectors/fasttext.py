@@ -10,7 +10,7 @@ from maskedgrad.vectors.found import CHUNK, LONGEST_RECORD, Slots, SourceVectors
 
 MAGIC = b"\xba\x16\x4f\x2f"
 SUPERVISED = 3
-LARGEST_FILE = 1 << 62  # of which a place can be sought
+LARGEST_FILE = 1 << 62  # `seek` takes no larger place
 END_OF_SENTENCE = "</s>"
 # https://github.com/facebookresearch/fastText/blob/main/src/args.cc, `Args::save`
 _SETTINGS = struct.Struct("<ii12id")
@@ -31,7 +31,7 @@ class _Model(NamedTuple):
     num_words: int
 
     def parts(self, word: str) -> list[int]:
-        """The rows of the parts of a word, which a hash gives.
+        """The rows of the parts of a word, by their hashes.
 
         As `Dictionary::computeSubwords` of fastText's `dictionary.cc` does.
         """
@@ -145,7 +145,7 @@ def _means(file: Any, model: _Model, parts: list[list[int]], most_bytes: float) 
         raise _cut_off()
     sums = np.zeros((len(parts), width))
     row, vector = -1, np.zeros(width, np.float32)
-    # Rows in their order: a packed file goes back only by beginning anew.
+    # Rows are read in ascending order, since a packed file goes back only by beginning anew.
     for needed, index in sorted((row, index) for index, rows in enumerate(parts) for row in rows):
         if needed != row:
             row = needed

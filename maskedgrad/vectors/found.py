@@ -50,7 +50,7 @@ class Slots:
         return bool(self._filled[self._slot_of[word]])
 
     def slot_to_fill(self, encoded_word: bytes) -> int | None:
-        """The slot of a word that was come upon; none if its vector is not needed."""
+        """The slot of a word that the source has; `None` if its vector is not needed."""
         try:
             word = encoded_word.decode()
         except UnicodeDecodeError:

@@ -69,7 +69,7 @@ def inverses_of(model: Any, lookup: Any) -> list[Any]:
 def with_words(lookup: Any, words: Sequence[Any]) -> Any:
     """A lookup of the same kind that has other words after its reserved ids."""
     config = lookup.get_config()
-    config["vocabulary_size"] = None  # of what it had when it was called first
+    config["vocabulary_size"] = None  # it is the size at the first call
     if config["max_tokens"] is not None:
         config["max_tokens"] = max(config["max_tokens"], num_reserved(lookup) + len(words))
     if config["vocabulary"] is not None:
@@ -81,7 +81,7 @@ def with_words(lookup: Any, words: Sequence[Any]) -> Any:
 
 
 def with_one_more(lookup: Any) -> Any:
-    """A lookup of the same kind that has one word more, whichever."""
+    """A lookup of the same kind that has one more word, no matter which."""
     own = list(lookup.get_vocabulary(include_special_tokens=False))
     is_number = isinstance(lookup, keras.layers.IntegerLookup)
     return with_words(

@@ -9,7 +9,7 @@ from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import ids_by_word, sample
 from maskedgrad.vectors.copies import Remade, copied
-from maskedgrad.vectors.extension import centers, check_descriptions, table_of
+from maskedgrad.vectors.extension import ModelOrLayer, centers, check_descriptions, table_of
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 from maskedgrad.vectors.layers import layers_in
 from maskedgrad.vectors.lookups import (
@@ -25,7 +25,7 @@ from maskedgrad.vectors.vocabularies import check_fits
 
 
 def change_vocabulary(
-    model_or_layer: Any,
+    model_or_layer: ModelOrLayer,
     old_vocabulary: Any,
     new_vocabulary: Any,
     initializer: Any = "normal",
@@ -33,7 +33,7 @@ def change_vocabulary(
     table: str | keras.layers.Embedding | None = None,
     noise: float = 0.0,
     seed: int | None = None,
-) -> tuple[Any, Rows]:
+) -> tuple[ModelOrLayer, Rows]:
     """A model or a layer for another vocabulary, in which each word keeps what it has learned.
 
     The row of each word moves, bit for bit, to the id that the new vocabulary

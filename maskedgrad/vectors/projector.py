@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from maskedgrad.files import FilePath, whole_file, write_whole
+from maskedgrad.files import FilePath, write_together
 from maskedgrad.messages.grid import cut
 from maskedgrad.reports.nearest import shown_word, words_of
 from maskedgrad.reports.views import view_of
@@ -49,19 +49,28 @@ def write_projector(
     view = view_of(table)
     ids = Rows(slice(None) if rows is None else rows, view.num_rows).ids
     word_of = words_of(view, vocabulary)
-    folder = Path(log_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / TENSOR_FILE) as file:
+    trained = view.rows and set(view.rows)
+
+    def write_vectors(file: BinaryIO) -> None:
         for _, values in chunks_of(view, ids):
             file.writelines(b"\t".join(row) + b"\n" for row in decimals(values))
-    trained = view.rows and set(view.rows)
-    with whole_file(folder / METADATA_FILE) as file:
+
+    def write_words(file: BinaryIO) -> None:
         file.write(b"word\tid\n" if trained is None else b"word\tid\ttrains\n")
         for id_ in ids.tolist():
             cells = [cut(shown_word(word_of.get(id_), id_)), str(id_)]
             cells += [] if trained is None else ["yes" if id_ in trained else "no"]
             file.write("\t".join(cells).encode("utf-8", "backslashreplace") + b"\n")
-    write_whole(folder / CONFIG_FILE, _config(view.name).encode())
+
+    folder = Path(log_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_together(
+        {
+            folder / TENSOR_FILE: write_vectors,
+            folder / METADATA_FILE: write_words,
+            folder / CONFIG_FILE: lambda file: file.write(_config(view.name).encode()),
+        }
+    )
 
 
 def _config(name: str) -> str:

@@ -3,14 +3,15 @@
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskedgrad.files import FilePath, whole_file
+from maskedgrad.files import FilePath, whole_file, write_together
 from maskedgrad.masking.tables import bits
+from maskedgrad.messages.progress import progress_bar
 from maskedgrad.reports.nearest import words_of
 from maskedgrad.reports.views import CHUNK_NUMBERS, TableView, view_of
 from maskedgrad.rows.rows import Rows, RowsLike
@@ -102,7 +103,14 @@ def save_vectors(
     chosen = _with_words(view, ids, vocabulary, kind)
     _check_numbers(chosen, kind)
     if kind.is_matrix:
-        _write_beside(path, chosen, kind)
+        write_together(
+            {
+                path: lambda file: kind.write(file, chosen),
+                words_beside(path): lambda file: file.writelines(
+                    word + b"\n" for word in chosen.words
+                ),
+            }
+        )
         return
     with whole_file(path) as file:
         if path.suffix == GZIP:
@@ -111,18 +119,6 @@ def save_vectors(
                 kind.write(packed, chosen)
         else:
             kind.write(file, chosen)
-
-
-def _write_beside(path: Path, chosen: Chosen, kind: Format) -> None:
-    """Writes numbers to one file and words to another, which a reader never takes for a pair of old
-    and new: while they change places, there are no words.
-    """
-    words = words_beside(path)
-    with whole_file(words) as file:
-        file.writelines(word + b"\n" for word in chosen.words)
-        with whole_file(path) as numbers:
-            kind.write(numbers, chosen)
-            words.unlink(missing_ok=True)
 
 
 def chunks_of(view: TableView, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -253,7 +249,7 @@ def decimals(rows: np.ndarray) -> list[list[bytes]]:
     texts = exact.astype("S32")
     again = texts.astype(np.float64).astype(exact.dtype)
     for place in np.argwhere(bits(again) != bits(exact)):
-        # Rounded twice, few digits may end at a neighbour: 9 are far from half of the way.
+        # Readers round to float64 and then to float32, which few digits may not survive; 9 do.
         texts[tuple(place)] = b"%.9g" % exact[tuple(place)]
     return texts.tolist()
 
@@ -347,17 +343,8 @@ FORMAT_OF_SUFFIX = {
 }
 
 
-def _shown(chunks: Iterator[Any], num_numbers: int) -> Iterable[Any]:
-    """Chunks, with a bar if they are of a large file and `rich` is installed."""
-    if 4 * num_numbers < LARGE_FILE:
-        return chunks
-    try:
-        import rich.console
-        import rich.progress
-    except ImportError:
-        return chunks
-    console = rich.console.Console(stderr=True)
+def _shown(chunks: Iterator[Any], num_numbers: int) -> Iterator[Any]:
+    """Chunks, with a bar if they are of a large file."""
     total = -(-num_numbers * 16 // CHUNK_NUMBERS)
-    return rich.progress.track(
-        chunks, "Writing vectors", total=total, console=console, transient=True
-    )
+    with progress_bar(is_shown=4 * num_numbers >= LARGE_FILE) as progress:
+        yield from progress.track(chunks, total=total, description="Writing vectors")

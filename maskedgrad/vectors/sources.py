@@ -29,7 +29,7 @@ NO_SUBWORDS = (
     "`initializer='subwords'` needs a source that makes vectors of parts of words: a fastText "
     "`.bin`, or gensim's `FastTextKeyedVectors` with buckets. Received: {}. Use another initializer"
 )
-# How a file begins that holds something else, and what to do with it.
+# The first bytes of files that hold something else, and advice for each.
 OTHER_FILES = {
     rb"\x93NUMPY": (
         "it is a NumPy array, which holds no words. `dict(zip(words, numpy.load(path)))` is a "
@@ -116,7 +116,7 @@ def _read_file(
     except (ValueError, MemoryError) as error:
         raise _unreadable(path, str(error) or "it needs more memory than there is") from error
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        # An error of the system, and not of a content that leads to places before its beginning.
+        # The system raised it, and not a content that seeks a place before its beginning.
         if getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise
         what = str(error) or type(error).__name__

@@ -208,7 +208,7 @@ def _without_end(line: _Line) -> ValueError:
             "Write it with newlines: `tr '\\r' '\\n'`"
         )
     if line.number == 1 and not _possible_widths(line.text.rstrip()):
-        return _not_a_row(line, 0)  # and no newline would make it one
+        return _not_a_row(line, 0)  # a newline would not help
     return ValueError(
         f"its last line, line {line.number}, has no end, so it may be cut off in a number: "
         f"{quoted(line.text)}. If it is complete, end it with a newline"

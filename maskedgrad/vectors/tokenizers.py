@@ -66,17 +66,12 @@ def taught(tokenizer: Any, words: Sequence[str]) -> Any:
 
 
 def ids_of(tokenizer: Any, words: Sequence[str]) -> np.ndarray:
-    """The id of each word in a tokenizer that has them as tokens."""
-    if is_of_hugging_face(tokenizer):
-        vocabulary = tokenizer.get_vocab()
-        return np.array([vocabulary[word] for word in words], dtype=np.int64)
+    """The id of each word in a tokenizer of keras_hub that has them as tokens."""
     return np.array([tokenizer.token_to_id(word) for word in words], dtype=np.int64)
 
 
 def used_ids(tokenizer: Any) -> np.ndarray:
-    """The ids that a tokenizer gives to texts, those of its special tokens included."""
-    if is_of_hugging_face(tokenizer):
-        return np.array(sorted(set(tokenizer.get_vocab().values())), dtype=np.int64)
+    """The ids that a tokenizer of keras_hub gives, those of its special tokens included."""
     special = {value for name, value in vars(tokenizer).items() if name.endswith("token_id")}
     special |= set(range(int(tokenizer.vocabulary_size())))
     return np.array(sorted(id_ for id_ in special if isinstance(id_, (int, np.integer))))

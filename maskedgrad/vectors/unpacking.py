@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from maskedgrad.messages.progress import progress_bar
 from maskedgrad.vectors.found import CHUNK, quoted
 
 LARGE_FILE = 50_000_000
@@ -36,7 +37,7 @@ class Unpacked(NamedTuple):
 def unpacked(path: Path) -> Iterator[Unpacked]:
     """The content of a file, or of a member of a zip archive, `archive.zip/member.txt`.
 
-    A large file has a progress bar if `rich` is installed.
+    A large file has a progress bar.
 
     Raises:
         OSError: there is no such file.
@@ -69,7 +70,7 @@ def _layer(content: Unpacked, head: bytes, archive: Path, member: str) -> Unpack
     """What is inside of a packed file; none if it is not packed."""
     file = content.file
     if head.startswith(GZIP):
-        # Without a mode it asks the file inside, and a `GzipFile` answers with a number.
+        # Without `mode` it takes that of the file inside, which is a number for a `GzipFile`.
         unzipped = gzip.GzipFile(fileobj=file, mode="rb")
         return Unpacked(unzipped, content.most_bytes * LARGEST_RATIO)
     if BZ2.match(head):
@@ -129,22 +130,13 @@ def _archive_and_member(path: Path) -> tuple[Path, str]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    with contextlib.ExitStack() as stack:
-        file: Any = stack.enter_context(path.open("rb", buffering=CHUNK))
-        if path.stat().st_size >= LARGE_FILE:
-            with contextlib.suppress(ImportError):
-                file = stack.enter_context(_with_bar(path))
-        yield file
-
-
-@contextlib.contextmanager
-def _with_bar(path: Path) -> Iterator[Any]:
-    import rich.console
-    import rich.progress
-
-    console = rich.console.Console(stderr=True)
-    with rich.progress.open(
-        path, "rb", description=f"Reading {path.name}", console=console, transient=True
-    ) as shown:
+    if path.stat().st_size < LARGE_FILE:
+        with path.open("rb", buffering=CHUNK) as file:
+            yield file
+        return
+    with (
+        progress_bar() as progress,
+        progress.open(path, "rb", description=f"Reading {path.name}") as shown,
+    ):
         # Without a buffer the bar would be moved once for each line.
         yield io.BufferedReader(shown, 1 << 20)

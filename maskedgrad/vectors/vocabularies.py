@@ -1,4 +1,4 @@
-"""Which rows of a table new words get: those that what turns words into ids gives them."""
+"""Which rows of a table new words get, from what turns words into ids."""
 
 import warnings
 from collections.abc import Sequence
@@ -159,7 +159,7 @@ def _size(tokenizer: Any) -> int:
 
 
 def _of_vocabulary(model: Any, table: Any, vocabulary: Any, words: Sequence[Any]) -> Places:
-    """Where words go by what lies outside of the model, and stays as it is."""
+    """Where words go by a vocabulary outside of the model, which stays as it is."""
     if tokenizers.is_of_hugging_face(vocabulary):
         id_of = ids_by_word(vocabulary)
         given = ids_by_word(tokenizers.taught(vocabulary, words))
@@ -173,7 +173,8 @@ def _of_vocabulary(model: Any, table: Any, vocabulary: Any, words: Sequence[Any]
         return places._replace(instead={})
     elif lookups.is_lookup(vocabulary):
         places = _of_lookups(model, table, [vocabulary], words)
-        return places._replace(instead={})
+        instead = _learned_likewise(model, table, ids_by_word(vocabulary), words)
+        return places._replace(instead=instead)
     else:
         id_of = given = ids_by_word(vocabulary)
     known = [word for word in words if word in id_of]
@@ -202,7 +203,7 @@ def _of_vocabulary(model: Any, table: Any, vocabulary: Any, words: Sequence[Any]
 def _learned_likewise(
     model: Any, table: Any, id_of: dict[str, int], words: Sequence[Any]
 ) -> dict[int, Any]:
-    """The lookups of the model that are seen to be of the vocabulary that is given, with the words.
+    """The lookups of the model that have the given vocabulary, and copies that have the words too.
 
     Raises:
         ValueError: one is seen to give the table other ids.

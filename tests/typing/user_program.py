@@ -60,11 +60,15 @@ assert_type(maskedgrad.row_ids(["cat"], ["cat"]), npt.NDArray[np.int64])
 larger, new = maskedgrad.extend(model, ["<town>"])
 assert_type(larger, MaskedModel)
 assert_type(new, Rows)
+moved, _ = maskedgrad.change_vocabulary(model, ["cat"], ["dog", "cat"])
+assert_type(moved, MaskedModel)
 
 # Rooms need no import of their own.
 maskedgrad.testing.check_model(lambda: model, [(X, Y)])
 maskedgrad.patches.RowPatch.from_model(model).save("rows.safetensors")
 assert_type(report, maskedgrad.vectors.VectorReport)
+patch = maskedgrad.RowPatch.from_model(model)
+assert_type(patch.tables["words/embeddings"].ids, npt.NDArray[np.int64])
 
 # Mistakes.
 model.fit(epoch=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
