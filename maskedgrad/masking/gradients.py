@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from maskedgrad.masking.expansion import sum_by_segment
 from maskedgrad.masking.selection import rows_of_slices, search, selected_rows
 from maskedgrad.masking.variables import gather_rows
 from maskedgrad.rows.aliases import TrainableRows
@@ -78,10 +79,9 @@ def touched_rows(
         of_all = context.all_gather(tf.pad(touched, [[1, 0]], constant_values=-1), axis=0)
         touched = tf.sort(tf.unique(of_all)[0])[1:]
         segments = tf.searchsorted(touched, tf.gather(places, trained), out_type=tf.int64)
-    # Slices whose segment id is negative are dropped: that is the mask.
     dropped = -tf.ones_like(looked_up)
     segments = tf.tensor_scatter_nd_update(dropped, trained[:, None], segments)
-    values = tf.math.unsorted_segment_sum(gradient.values, segments, tf.size(touched))
+    values = sum_by_segment(gradient.values, segments, tf.size(touched))
     return values, gather_rows(ids, touched), touched
 
 

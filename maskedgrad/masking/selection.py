@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from maskedgrad.masking.expansion import like, sum_by_segment
 from maskedgrad.masking.variables import gather_rows, num_rows_of
 
 Axes: TypeAlias = "list[int | None] | None"
@@ -50,7 +51,7 @@ def selected_rows(
         rule = AXES_OF_INPUTS.get(op.type)
         if tensor.shape.rank and rule and (axes := rule(op, axis)):
             inputs = zip(op.inputs, axes, strict=True)
-            return _like(op, [each if at is None else select(each, at) for each, at in inputs])
+            return like(op, [each if at is None else select(each, at) for each, at in inputs])
     return tf.gather(tensor, tf.ensure_shape(tf.convert_to_tensor(ids), [length]), axis=axis)
 
 
@@ -62,10 +63,8 @@ def rows_of_slices(
     The arguments are those of `selected_rows`. Slices of other ids are dropped.
     """
     places, is_among = search(ids, tf.cast(slices.indices, ids.dtype))
-    # Slices whose segment id is negative are dropped: that is the mask.
-    segments = tf.where(is_among, places, -1)
     num_ids = num_rows_of(ids) if length is None else length
-    return tf.math.unsorted_segment_sum(slices.values, segments, num_ids)
+    return sum_by_segment(slices.values, tf.where(is_among, places, -1), num_ids)
 
 
 def search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -94,12 +93,6 @@ def search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     return places, gather_rows(ids, places) == looked_up
 
 
-def _like(op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Tensor:
-    """The output of an operation as another, of other inputs."""
-    attributes = {each.name: op.node_def.attr[each.name] for each in op.op_def.attr}
-    return op.graph.create_op(op.type, inputs, [op.outputs[0].dtype], attrs=attributes).outputs[0]
-
-
 def _before_reshape(op: tf.Operation, axis: int, select: Callable[..., Any]) -> Any:
     """The rows before they are reshaped; `None` where no axis is theirs."""
     value, shape = op.inputs[0], op.outputs[0].shape
@@ -109,7 +102,7 @@ def _before_reshape(op: tf.Operation, axis: int, select: Callable[..., Any]) -> 
         summed, along = value.op.inputs  # over what the forward pass has broadcast
         place = (summed.shape.rank or 0) - shape.rank + axis
         if place >= 0 and summed.shape[place] == shape[axis] > 1:
-            return _like(value.op, [select(summed, place), along])
+            return like(value.op, [select(summed, place), along])
     elif value.shape.is_fully_defined():
         for place, size in enumerate(value.shape):
             if size == shape[axis] and math.prod(value.shape[:place]) == math.prod(shape[:axis]):

@@ -1,0 +1,213 @@
+"""Slices of a gradient that repeat something smaller, made where they are added alone."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+import tensorflow as tf
+
+from maskedgrad.masking.tracing import is_compiled_by_xla
+
+# The place of each slice along the axes that number slices: int64 vectors.
+Places: TypeAlias = list[tf.Tensor]
+
+REPEATING, RESHAPING = {"BroadcastTo", "Tile"}, {"Reshape", "Sum"}
+ELEMENTWISE = {
+    *("AddN", "AddV2", "Cast", "Identity", "Mul", "Neg", "RealDiv", "SelectV2", "Sub"),
+    "ZerosLike",
+}
+
+
+class Made(NamedTuple):
+    """A tensor and what it is made of; what is taken as it stands is made of nothing.
+
+    Its first `num_axes` axes number slices.
+    """
+
+    tensor: tf.Tensor
+    num_axes: int = 0
+    inputs: tuple["Made", ...] = ()
+
+
+def sum_by_segment(
+    values: tf.Tensor, segments: tf.Tensor, num_segments: int | tf.Tensor
+) -> tf.Tensor:
+    """What slices add up to by segment, without those of which the segment is negative.
+
+    Equivalent to `tf.math.unsorted_segment_sum`. In a graph, where slices repeat
+    something smaller, as in the gradient of a mean over texts, only those are
+    made that are added.
+
+    Args:
+        values: a tensor of shape `(T, ...)`.
+        segments: int64 of shape `(T,)`.
+        num_segments: int or a scalar.
+
+    Example:
+
+    >>> sum_by_segment(tf.constant([1.0, 2.0, 4.0]), tf.constant([0, -1, 0]), 2).numpy().tolist()
+    [5.0, 0.0]
+    """
+
+    def sum_all(values: tf.Tensor) -> tf.Tensor:
+        return tf.math.unsorted_segment_sum(values, segments, num_segments)
+
+    # XLA lets no shape depend on how many slices are added, and stores no slice that it repeats.
+    in_graph = tf.is_symbolic_tensor(values) and not is_compiled_by_xla()
+    made = _made_of_less(values, num_axes=1) if in_graph else None
+    if made is None:
+        return sum_all(values)
+
+    def sum_added() -> tf.Tensor:
+        added = tf.where(segments >= 0)[:, 0]
+        of_added = _slices(made, [added]), tf.gather(segments, added)
+        return tf.math.unsorted_segment_sum(*of_added, num_segments)
+
+    # If a size is unknown, only a step can tell whether the forward pass broadcasts there.
+    reduced = [tf.size(axes) for axes in _axes_reduced(made)]
+    if not reduced:
+        return sum_added()
+    return tf.cond(tf.add_n(reduced) > 0, lambda: sum_all(_whole(made)), sum_added)
+
+
+def _made_of_less(tensor: tf.Tensor, num_axes: int) -> Made | None:
+    """What a tensor is made of; `None` where some of that is as large as the tensor."""
+    op, rank = tensor.op, tensor.shape.rank
+    if rank is None or tensor.graph is not tf.compat.v1.get_default_graph():
+        return None
+    inputs: list[Made | None] = [Made(each) for each in op.inputs]
+    if op.type in REPEATING:
+        repeated = op.inputs[0]
+        if repeated.shape.rank != rank:
+            return None
+        inputs[0] = Made(repeated, num_axes)
+    elif op.type == "Reshape":
+        value, kept = op.inputs[0], rank - num_axes
+        is_sum = value.op.type == "Sum" and value.op.inputs[1].op.type == "BroadcastGradientArgs"
+        summed = value.op.inputs[0] if is_sum else value
+        if summed.shape.rank is None or not _are_same(summed, tensor, kept):
+            return None
+        made = _made_of_less(summed, summed.shape.rank - kept)
+        if made and is_sum:
+            made = Made(value, made.num_axes, (made, Made(value.op.inputs[1])))
+        inputs[0] = made
+    elif op.type == "ConcatV2" and num_axes == 1 and tf.get_static_value(op.inputs[-1]) == 0:
+        inputs = [*(_made_of_less(each, num_axes) for each in op.inputs[:-1]), inputs[-1]]
+    elif op.type in ELEMENTWISE:
+        inputs = [_input(each, tensor, num_axes) for each in op.inputs]
+    else:
+        return None
+    known = tuple(each for each in inputs if each)
+    return Made(tensor, num_axes, known) if len(known) == len(inputs) else None
+
+
+def _input(tensor: tf.Tensor, output: tf.Tensor, num_axes: int) -> Made | None:
+    """An input of an elementwise operation, of which shapes are aligned at their ends."""
+    rank = tensor.shape.rank
+    if rank is None:
+        return None
+    num_axes = max(0, num_axes - output.shape.rank + rank)
+    sizes = zip(tensor.shape, output.shape[output.shape.rank - rank :], strict=True)
+    is_smaller = rank < output.shape.rank or any(one == 1 != other for one, other in sizes)
+    return Made(tensor, num_axes) if is_smaller else _made_of_less(tensor, num_axes)
+
+
+def _are_same(tensor: tf.Tensor, other: tf.Tensor, num_last: int) -> bool:
+    """Whether as many sizes at the end are known, and the same."""
+    sizes, others = (each.shape[each.shape.rank - num_last :] for each in (tensor, other))
+    return sizes.is_fully_defined() and sizes == others
+
+
+def _slices(made: Made, places: Places) -> tf.Tensor:
+    """The slices at these places, of shape `(n, ...)`."""
+    if not made.num_axes:
+        return made.tensor
+    if not made.inputs:
+        return tf.gather_nd(made.tensor, tf.stack(_wrapped(places, made), axis=1))
+    op, first = made.tensor.op, made.inputs[0]
+    if op.type == "Reshape":
+        places = _unraveled(_raveled(_wrapped(places, made), made), first)
+    if op.type == "ConcatV2":
+        return tf.concat([*_slices_of_each(made.inputs[:-1], places[0])], axis=0)
+    if op.type in REPEATING:
+        return _repeated(_slices(first, places), made)
+    if op.type in RESHAPING:
+        return _slices(first, places)
+    return like(op, [_slices(each, places[-each.num_axes :]) for each in made.inputs])
+
+
+def _repeated(slices: tf.Tensor, made: Made) -> tf.Tensor:
+    """The slices, repeated along their own axes as `made` is, unless that is known to do nothing."""
+    op, sizes = made.tensor.op, made.tensor.shape[made.num_axes :]
+    if sizes.is_fully_defined() and slices.shape[1:] == sizes:
+        return slices
+    repeats = op.inputs[1]
+    of_slices = 1 if op.type == "Tile" else tf.shape(slices)[0]
+    along_first = tf.cast(of_slices, repeats.dtype)[None]
+    return like(op, [slices, tf.concat([along_first, repeats[made.num_axes :]], axis=0)])
+
+
+def _slices_of_each(parts: Sequence[Made], places: tf.Tensor) -> Iterator[tf.Tensor]:
+    """Of each tensor that others are joined to, the slices at places in all of them, ascending."""
+    for made in parts:
+        size = _size(made, 0)
+        is_here = tf.logical_and(places >= 0, places < size)
+        yield _slices(made, [tf.boolean_mask(places, is_here)])
+        places -= size
+
+
+def _wrapped(places: Places, made: Made) -> Places:
+    """The places of slices that others repeat."""
+    return [place % _size(made, axis) for axis, place in enumerate(places)]
+
+
+def _raveled(places: Places, made: Made) -> tf.Tensor:
+    """The places along one axis that stands for the first axes."""
+    raveled, *others = places
+    for axis, place in enumerate(others, start=1):
+        raveled = raveled * _size(made, axis) + place
+    return raveled
+
+
+def _unraveled(raveled: tf.Tensor, made: Made) -> Places:
+    places: Places = []
+    for axis in reversed(range(1, made.num_axes)):
+        size = _size(made, axis)
+        places, raveled = [raveled % size, *places], raveled // size
+    return [raveled, *places]
+
+
+def _size(made: Made, axis: int) -> int | tf.Tensor:
+    """The size of an axis. Where it is unknown, an operation that makes the tensor tells it."""
+    if made.tensor.shape[axis] is not None:
+        return made.tensor.shape[axis]
+    if not made.inputs:
+        return tf.shape(made.tensor, tf.int64)[axis]
+    op, first = made.tensor.op, made.inputs[0]
+    if op.type in {"BroadcastTo", "Reshape"}:
+        return tf.cast(op.inputs[1][axis], tf.int64)
+    if op.type == "Tile":
+        return _size(first, axis) * tf.cast(op.inputs[1][axis], tf.int64)
+    numbered = [(each, axis - made.num_axes + each.num_axes) for each in made.inputs]
+    # Sizes are 1 where they are broadcast.
+    return functools.reduce(tf.maximum, [_size(*each) for each in numbered if each[1] >= 0])
+
+
+def _whole(made: Made) -> tf.Tensor:
+    """The tensor, made again where it is asked for."""
+    return like(made.tensor.op, [*map(_whole, made.inputs)]) if made.inputs else made.tensor
+
+
+def _axes_reduced(made: Made) -> Iterator[tf.Tensor]:
+    """What is summed over of sizes that a forward pass may have broadcast."""
+    if made.inputs and made.tensor.op.type == "Sum":
+        yield made.tensor.op.inputs[1]
+    for each in made.inputs:
+        yield from _axes_reduced(each)
+
+
+def like(op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Tensor:
+    """The output of an operation as another, of other inputs."""
+    attributes = {each.name: op.node_def.attr[each.name] for each in op.op_def.attr}
+    graph = tf.compat.v1.get_default_graph()
+    return graph.create_op(op.type, inputs, [op.outputs[0].dtype], attrs=attributes).outputs[0]
