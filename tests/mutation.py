@@ -62,6 +62,7 @@ TESTS = {
         "tests/masking/test_along_axis.py::test_gradients_are_masked_along_any_axis",
         "tests/masking/test_along_axis.py::test_rows_along_any_axis_train_as_if_alone[SGD]",
     ],
+    "maskedgrad/masking/expansion.py": ["tests/masking/test_expansion.py"],
     "maskedgrad/masking/selection.py": [
         "tests/masking/test_selection.py",
         "tests/masking/test_gradients.py",

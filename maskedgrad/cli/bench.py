@@ -30,7 +30,12 @@ WAYS = [
     "gradient times mask",
     "stop_gradient mix",
 ]
-PEERS = ["PyTorch, table frozen", "PyTorch, gradient hook", "PyTorch, PEFT trainable tokens"]
+PEERS = [
+    "PyTorch, table frozen",
+    "PyTorch, gradient hook",
+    "PyTorch, SparseAdam",
+    "PyTorch, PEFT trainable tokens",
+]
 MODELS = ["pool", "ragged", "lstm", "transformer", "tied"]
 SWEEPS = {
     "rows": (0.01, 0.1, 1, 5),

@@ -43,7 +43,10 @@ def measure(case: Case) -> Measurement:
         for parameter in module.parameters()
         if parameter.requires_grad
     ]
-    optimizer = torch.optim.Adam(parameters)
+    are_sparse = getattr(words, "sparse", False)  # the gradients of the table
+    optimizers = [torch.optim.Adam(parameters[are_sparse:])]
+    if are_sparse:
+        optimizers.append(torch.optim.SparseAdam(parameters[:1]))
     batches = torch.from_numpy(tokens).long().split(case.batch)
     labels = torch.from_numpy(np.random.default_rng(1).integers(0, 2, (case.batch, 1))).float()
 
@@ -51,10 +54,12 @@ def measure(case: Case) -> Measurement:
         return score(torch.relu(hidden(words(ids).mean(dim=1))))
 
     def step(place: int) -> None:
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         logits = features(batches[place % len(batches)])
         torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
     def predict(place: int) -> None:
         with torch.no_grad():
@@ -75,12 +80,23 @@ def measure(case: Case) -> Measurement:
         evaluate_before=None,
         evaluate_after=None,
         peak_bytes=peak_bytes,
-        state_bytes=sum(
-            value.nbytes for slots in optimizer.state.values() for value in slots.values()
-        ),
-        replica_bytes=sum(gradient.nbytes for gradient in gradients),
+        state_bytes=sum(map(_bytes_of_state, optimizers)),
+        replica_bytes=sum(map(_weight, gradients)),
         changed_rows=changed_rows(matrix, table_of(words, case), case),
     )
+
+
+def _bytes_of_state(optimizer: Any) -> int:
+    # SparseAdam counts its steps in Python.
+    values = (value for slots in optimizer.state.values() for value in slots.values())
+    return sum(getattr(value, "nbytes", 0) for value in values)
+
+
+def _weight(gradient: Any) -> int:
+    if not gradient.is_sparse:
+        return gradient.nbytes
+    gradient = gradient.coalesce()
+    return gradient.values().nbytes + gradient.indices().nbytes
 
 
 def _seconds_of(step: Callable[[int], None]) -> Callable[[int], list[float]]:
@@ -109,6 +125,12 @@ def hooked(words: Any, ids: np.ndarray) -> Any:
     return words
 
 
+def sparse(words: Any, ids: np.ndarray) -> Any:
+    """All rows, in each step those that a batch looks up, by SparseAdam."""
+    words.sparse = True
+    return words
+
+
 def trainable_tokens(words: Any, ids: np.ndarray) -> Any:
     """PEFT's trainable tokens."""
     import peft
@@ -131,6 +153,7 @@ def table_of(words: Any, case: Case) -> np.ndarray:
 PEERS: dict[str, Callable[[Any, np.ndarray], Any]] = {
     "PyTorch, table frozen": frozen,
     "PyTorch, gradient hook": hooked,
+    "PyTorch, SparseAdam": sparse,
     "PyTorch, PEFT trainable tokens": trainable_tokens,
 }
 

@@ -137,7 +137,7 @@ def _slices(made: Made, places: Places) -> tf.Tensor:
 
 
 def _repeated(slices: tf.Tensor, made: Made) -> tf.Tensor:
-    """The slices, repeated along their own axes as `made` is, unless that is known to do nothing."""
+    """The slices, repeated along their own axes as `made` is, where that may do anything."""
     op, sizes = made.tensor.op, made.tensor.shape[made.num_axes :]
     if sizes.is_fully_defined() and slices.shape[1:] == sizes:
         return slices
