@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskedgrad.cli.options import MINILM, check_absent, path_in_directory, positive
+from maskedgrad.files import whole_file, write_whole
 
 FIGURE = Path("demo.png")
 WAYS = [
@@ -162,9 +163,10 @@ def run(options: argparse.Namespace) -> int:
     summaries = {way: summarize(outcomes[way], task.symbols) for way in training.ways}
     demo_report.print_report(console, task, outcomes, summaries, training)
     if options.json:
-        options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        write_whole(options.json, (json.dumps(summaries, indent=2) + "\n").encode())
     figure = options.figure or free_path(FIGURE)
-    demo_report.draw(figure, task, outcomes)
+    with whole_file(figure) as file:
+        demo_report.draw(task, outcomes).savefig(file, dpi=120)
     console.print(f"The figure is in {figure}")
     return 0
 
