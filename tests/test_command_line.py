@@ -1,7 +1,9 @@
 """The commands answer at once, in whole numbers, in one line where they refuse; nothing is lost."""
 
+import contextlib
 import io
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maskedgrad
-from maskedgrad.cli import COMMANDS, main, verify
+from maskedgrad.cli import COMMANDS, interrupts_kept, main, verify
 from maskedgrad.cli.console import print_table
 
 pytest.importorskip("rich")
@@ -65,6 +67,17 @@ def test_what_ends_a_command_is_one_line(error, status, line, monkeypatch, capsy
     monkeypatch.setattr(verify, "run", fail)
     assert main(["verify", "a.keras", "--against", "b.npy"]) == status
     assert capsys.readouterr().err.endswith(f": {line}\n")
+
+
+def test_an_interrupt_that_an_import_swallows_still_ends_the_command():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_kept():  # noqa: PT012
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize("command", ["demo", "bench"])
