@@ -72,9 +72,12 @@ def test_what_ends_a_command_is_one_line(error, status, line, monkeypatch, capsy
 def test_an_interrupt_that_an_import_swallows_still_ends_the_command():
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), interrupts_kept():  # noqa: PT012
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            interrupts_kept(),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)
