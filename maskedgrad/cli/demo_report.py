@@ -33,7 +33,7 @@ def print_report(
     print_table(console, ["", *columns], rows)
     console.print(
         f"Accuracies after {training.epochs} epochs: mean and standard deviation of "
-        f"{training.seeds} seeds. {1 / len(task.classes):.0%} is chance."
+        f"{training.seeds} seeds. {100 / len(task.classes):.3g}% is chance."
     )
     if SYMBOLS in task.tests:
         lines = [*compared(summaries), *neighbours(task, outcomes)]

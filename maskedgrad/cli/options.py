@@ -6,6 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MINILM = "minilm"
+# What messages name that are meant for Python too.
+OPTION_OF = {
+    "strict=False": "--no-strict",
+    "allow_nonfinite=True": "--allow-nonfinite",
+    "`vocabulary`": "--vocabulary",
+}
 
 
 def path_in_directory(text: str) -> Path:
@@ -61,6 +67,20 @@ def without_python(message: str) -> str:
     """
     clauses = re.split(r"(?<=[.;:]) ", message)
     return " ".join(clause for clause in clauses if "`" not in clause).rstrip(";: ")
+
+
+def in_a_shell(error: Exception) -> str:
+    """What an error says, in one line, with the options of a command in the place of Python's.
+
+    Example:
+
+    >>> in_a_shell(ValueError("They differ.\\nApply it all the same by strict=False."))
+    'They differ. Apply it all the same by --no-strict.'
+    """
+    message = " ".join(str(error).split())
+    for argument, option in OPTION_OF.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def positive(text: str) -> int:
