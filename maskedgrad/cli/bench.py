@@ -18,6 +18,7 @@ from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_
 from maskedgrad.cli.bench_work import REFUSED
 from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table, progress_bar
 from maskedgrad.cli.options import check_absent, path_in_directory, positive
+from maskedgrad.files import whole_file, write_whole
 
 WAYS = [
     FLOOR,
@@ -90,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     console = make_console()
+    if options.figure and not importlib.util.find_spec("matplotlib"):
+        raise ImportError(
+            "--figure needs matplotlib. Received: a Python without it. "
+            'Install it: pip install "maskedgrad[demo]"'
+        )
     check_absent([options.figure, options.json], options.replace)
     if options.trainable >= options.rows - 1:
         raise ValueError(
@@ -130,9 +136,10 @@ def run(options: argparse.Namespace) -> int:
             "floor": FLOOR,
             "results": [result._asdict() for result in results],
         }
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, (json.dumps(document, indent=1) + "\n").encode())
     if options.figure:
-        draw(results, options.sweep, options.figure)
+        with whole_file(options.figure) as file:
+            draw(results, options.sweep, file)
         console.print(f"The figure is in {options.figure}")
     return 0
 

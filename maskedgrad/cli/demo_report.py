@@ -32,8 +32,8 @@ def print_report(
     ]
     print_table(console, ["", *columns], rows)
     console.print(
-        f"Accuracies after {training.epochs} epochs: mean and standard deviation of "
-        f"{training.seeds} seeds. {100 / len(task.classes):.3g}% is chance."
+        f"Accuracies after {_counted(training.epochs, 'epoch')}: mean and standard deviation of "
+        f"{_counted(training.seeds, 'seed')}. {100 / len(task.classes):.3g}% is chance."
     )
     if SYMBOLS in task.tests:
         lines = [*compared(summaries), *neighbours(task, outcomes)]
@@ -140,6 +140,10 @@ TESTS_IN_FIGURE = {
     UNSEEN: "sentences with words\nnever seen in training",
     SYMBOLS: "sentences with\nthe new symbols",
 }
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _accuracy(test: str) -> Callable[[Summary], str]:

@@ -29,8 +29,9 @@ def check_absent(paths: Iterable[Path | None], replace: bool) -> None:
     existing = [str(path) for path in paths if path is not None and path.exists()]
     if existing and not replace:
         raise FileExistsError(
-            f"What is written must not exist. Received: {', '.join(existing)}, of which each "
-            "does. Give another name, or say that it may be replaced (--replace)."
+            f"What is written must not exist. Received: {', '.join(existing)}, which "
+            f"{'does' if len(existing) == 1 else 'do'}. Give another name, or say that it "
+            "may be replaced (--replace)."
         )
 
 
