@@ -62,7 +62,11 @@ def test_extras_that_messages_name_are_there():
         )
         for extra in extras.split(",")
     }
-    assert named <= setup["options.extras_require"].keys()
+    extras = setup["options.extras_require"].keys()
+    assert named <= extras
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (`[a-z`, ]+`) \|", readme, re.M)
+    assert {extra for cell in listed for extra in re.findall("[a-z]+", cell)} == extras
 
 
 def test_a_push_runs_what_is_run_here():
