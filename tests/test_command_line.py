@@ -88,7 +88,7 @@ def test_an_interrupt_that_an_import_swallows_still_ends_the_command():
 def test_what_exists_is_not_overwritten_unasked(command, option, tmp_path, capsys):
     if command == "demo":
         pytest.importorskip("gensim")
-    path = tmp_path / "mine"
+    path = tmp_path / "mine.png"
     path.write_text("mine")
     assert main([command, option, str(path)]) == 1
     assert path.read_text() == "mine"

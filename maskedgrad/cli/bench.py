@@ -17,7 +17,7 @@ from pathlib import Path
 from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_of, draw
 from maskedgrad.cli.bench_work import REFUSED
 from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table, progress_bar
-from maskedgrad.cli.options import check_absent, path_in_directory, positive
+from maskedgrad.cli.options import check_absent, path_in_directory, path_of_figure, positive
 from maskedgrad.files import whole_file, write_whole
 
 WAYS = [
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=path_in_directory, metavar="PATH", help="where to write the measurements"
     )
     parser.add_argument(
-        "--figure", type=path_in_directory, metavar="PATH", help="where to draw the figure"
+        "--figure", type=path_of_figure, metavar="PATH", help="where to draw the figure"
     )
     parser.add_argument("--replace", action="store_true", help="replace files that exist")
 
@@ -139,7 +139,8 @@ def run(options: argparse.Namespace) -> int:
         write_whole(options.json, (json.dumps(document, indent=1) + "\n").encode())
     if options.figure:
         with whole_file(options.figure) as file:
-            draw(results, options.sweep, file)
+            drawn = draw(results, options.sweep)
+            drawn.savefig(file, dpi=150, format=options.figure.suffix[1:])
         console.print(f"The figure is in {options.figure}")
     return 0
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 FLOOR = "table frozen"
 
@@ -117,8 +117,8 @@ def _short(number: float) -> str:
     return f"{number:,.2f}" if number < 10 else f"{number:,.0f}"
 
 
-def draw(results: Sequence[Result], sweep: str | None, file: BinaryIO) -> None:
-    """Draws the time of a step for each way: as points, or over the values of a sweep."""
+def draw(results: Sequence[Result], sweep: str | None) -> Any:
+    """A figure of the time of a step for each way: as points, or over the values of a sweep."""
     from matplotlib.figure import Figure
 
     ways = list(dict.fromkeys(result.case["way"] for result in results))
@@ -129,7 +129,7 @@ def draw(results: Sequence[Result], sweep: str | None, file: BinaryIO) -> None:
     else:
         _draw_points(axes, results)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
+    return figure
 
 
 def _draw_lines(axes: Any, results: Sequence[Result], ways: Sequence[str], sweep: str) -> None:

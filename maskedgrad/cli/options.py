@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MINILM = "minilm"
+FIGURES = (".png", ".svg", ".pdf")
 # What messages name that are meant for Python too.
 OPTION_OF = {
     "strict=False": "--no-strict",
@@ -20,6 +21,16 @@ def path_in_directory(text: str) -> Path:
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(
             f"Expected the path of a file, in a directory that exists. Received: {text}"
+        )
+    return path
+
+
+def path_of_figure(text: str) -> Path:
+    """The path of a figure that can be written: its suffix names a format."""
+    path = path_in_directory(text)
+    if path.suffix not in FIGURES:
+        raise argparse.ArgumentTypeError(
+            f"Expected a path that ends in {' or '.join(FIGURES)}. Received: {text}"
         )
     return path
 

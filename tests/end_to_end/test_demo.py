@@ -220,7 +220,12 @@ def test_only_masked_ways_leave_every_other_row_its_bits(vectors, tmp_path, monk
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--vectors", "no/such/file"], ["--figure", "no/such/directory/demo.png"], ["--seeds", "0"]],
+    [
+        ["--vectors", "no/such/file"],
+        ["--figure", "no/such/directory/demo.png"],
+        ["--figure", "demo.gif"],
+        ["--seeds", "0"],
+    ],
 )
 def test_a_bad_option_is_refused_before_anything_runs(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
