@@ -40,6 +40,17 @@ def needs(path: str, argument: str | None = None) -> pytest.MarkDecorator:
     )
 
 
+def needs_muon() -> pytest.MarkDecorator:
+    """Skips where Keras has no `Muon`, or one that makes no step on TensorFlow, as up to 3.12."""
+    if (muon := feature("optimizers.Muon")) is not None:
+        variable = keras.Variable(tf.ones((2, 2)), name="kernel")
+        try:
+            muon(0.1).apply([tf.ones((2, 2))], [variable])
+        except AttributeError:  # it asks a variable of TensorFlow for its path
+            muon = None
+    return pytest.mark.skipif(muon is None, reason="this Keras has no Muon for TensorFlow")
+
+
 def skip_if_lacking(program: str) -> None:
     """Skips a test of a program that uses what Keras does not export yet."""
     for path in LATER:

@@ -1,7 +1,9 @@
 """The commands answer at once, in whole numbers, in one line where they refuse; nothing is lost."""
 
+import contextlib
 import io
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maskedgrad
-from maskedgrad.cli import COMMANDS, main, verify
+from maskedgrad.cli import COMMANDS, interrupts_kept, main, verify
 from maskedgrad.cli.console import print_table
 
 pytest.importorskip("rich")
@@ -67,12 +69,26 @@ def test_what_ends_a_command_is_one_line(error, status, line, monkeypatch, capsy
     assert capsys.readouterr().err.endswith(f": {line}\n")
 
 
+def test_an_interrupt_that_an_import_swallows_still_ends_the_command():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            interrupts_kept(),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.parametrize("command", ["demo", "bench"])
 @pytest.mark.parametrize("option", ["--figure", "--json"])
 def test_what_exists_is_not_overwritten_unasked(command, option, tmp_path, capsys):
     if command == "demo":
         pytest.importorskip("gensim")
-    path = tmp_path / "mine"
+    path = tmp_path / "mine.png"
     path.write_text("mine")
     assert main([command, option, str(path)]) == 1
     assert path.read_text() == "mine"

@@ -290,6 +290,8 @@ def test_what_is_refused_can_be_asked_for(tmp_path, capsys):
         status, printed = run(capsys, *apply)
         assert status == 2
         assert message in printed.err
+        assert option in printed.err
+        assert len(printed.err.splitlines()) == 1
         assert new.read_bytes() == b"old"
         apply.append(option)
     assert run(capsys, *apply)[0] == 0

@@ -62,7 +62,11 @@ def test_extras_that_messages_name_are_there():
         )
         for extra in extras.split(",")
     }
-    assert named <= setup["options.extras_require"].keys()
+    extras = setup["options.extras_require"].keys()
+    assert named <= extras
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (`[a-z`, ]+`) \|", readme, re.M)
+    assert {extra for cell in listed for extra in re.findall("[a-z]+", cell)} == extras
 
 
 def test_a_push_runs_what_is_run_here():
@@ -107,6 +111,7 @@ LINKED = {
     ("keras", "keras/src/backend/tensorflow/trainer.py"): "one_step_on_data",
     ("keras", "keras/src/callbacks/backup_and_restore.py"): "_initial_epoch",
     ("keras", "keras/src/layers/layer.py"): "_flatten_layers",
+    ("keras", "keras/src/models/functional.py"): "_layers = self.layers",
     ("keras", "keras/src/models/model.py"): "inject_functional_model_class",
     ("keras", "keras/src/ops/operation.py"): "_inbound_nodes",
     ("keras", "keras/src/optimizers/base_optimizer.py"): "moving_average|not_first_step",

@@ -30,7 +30,7 @@ from maskedgrad.testing import (
     row_sets,
 )
 from tests.devices import mirrored_strategy
-from tests.features import needs
+from tests.features import needs_muon
 
 NUM_ROWS, IDS = 8, [6, 7]
 VALUES = np.random.default_rng(0).normal(size=(NUM_ROWS, 3)).astype("float32")
@@ -331,7 +331,7 @@ def test_a_walk_needs_a_batch():
     "make_optimizer",
     [
         lambda: keras.optimizers.AdamW(0.1),
-        pytest.param(lambda: keras.optimizers.Muon(0.1), marks=needs("optimizers.Muon")),
+        pytest.param(lambda: keras.optimizers.Muon(0.1), marks=needs_muon()),
         lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_overwrite_frequency=2),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
     ],

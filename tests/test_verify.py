@@ -337,6 +337,16 @@ def test_files_that_cannot_be_compared_have_status_2(saved, tmp_path, capsys):
         assert not captured.out
 
 
+@pytest.mark.parametrize(("name", "message"), [("", "which is a folder"), ("none.txt", "none.txt")])
+def test_a_source_that_is_no_file_needs_no_vocabulary_to_be_refused(
+    name, message, saved, tmp_path, capsys
+):
+    assert main(refused(saved[1], tmp_path / name)) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "--vocabulary" not in printed
+
+
 def test_a_table_of_text_has_status_2(saved, tmp_path, capsys):
     _, path, source = saved
     with zipfile.ZipFile(path) as archive:

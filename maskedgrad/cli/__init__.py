@@ -7,9 +7,12 @@ import argparse
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from maskedgrad.version import __version__, check_tensorflow
 
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _quiet_import():
+        with interrupts_kept(), _quiet_import():
             check_tensorflow()
             # Keras loads what is registered with it.
             importlib.import_module("maskedgrad.model")
@@ -59,6 +62,34 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+@contextlib.contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Raises a `KeyboardInterrupt` at its end, where what ran inside has swallowed one.
+
+    Of the many modules that are imported with TensorFlow some catch whatever is raised. A command
+    would go on then, as if nobody had pressed Ctrl-C.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield  # whoever runs this sees to interrupts
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from pathlib import Path
 from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_of, draw
 from maskedgrad.cli.bench_work import REFUSED
 from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table
-from maskedgrad.cli.options import check_absent, path_in_directory, positive
+from maskedgrad.cli.options import check_absent, path_in_directory, path_of_figure, positive
+from maskedgrad.files import whole_file, write_whole
 from maskedgrad.messages.progress import progress_bar
 
 WAYS = [
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=path_in_directory, metavar="PATH", help="where to write the measurements"
     )
     parser.add_argument(
-        "--figure", type=path_in_directory, metavar="PATH", help="where to draw the figure"
+        "--figure", type=path_of_figure, metavar="PATH", help="where to draw the figure"
     )
     parser.add_argument("--replace", action="store_true", help="replace files that exist")
 
@@ -96,6 +97,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     console = make_console()
+    if options.figure and not importlib.util.find_spec("matplotlib"):
+        raise ImportError(
+            "--figure needs matplotlib. Received: a Python without it. "
+            'Install it: pip install "maskedgrad[demo]"'
+        )
     check_absent([options.figure, options.json], options.replace)
     if options.trainable >= options.rows - 1:
         raise ValueError(
@@ -136,9 +142,11 @@ def run(options: argparse.Namespace) -> int:
             "floor": FLOOR,
             "results": [result._asdict() for result in results],
         }
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, (json.dumps(document, indent=1) + "\n").encode())
     if options.figure:
-        draw(results, options.sweep, options.figure)
+        with whole_file(options.figure) as file:
+            drawn = draw(results, options.sweep)
+            drawn.savefig(file, dpi=150, format=options.figure.suffix[1:])
         console.print(f"The figure is in {options.figure}")
     return 0
 

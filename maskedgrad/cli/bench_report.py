@@ -1,7 +1,6 @@
 """What the benchmark reports: ratios, a table and figures."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -118,16 +117,9 @@ def _short(number: float) -> str:
     return f"{number:,.2f}" if number < 10 else f"{number:,.0f}"
 
 
-def draw(results: Sequence[Result], sweep: str | None, path: Path) -> None:
-    """Draws the time of a step for each way: as points, or over the values of a sweep.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('A figure needs matplotlib: pip install "maskedgrad[demo]"') from error
+def draw(results: Sequence[Result], sweep: str | None) -> Any:
+    """A figure of the time of a step for each way: as points, or over the values of a sweep."""
+    from matplotlib.figure import Figure
 
     ways = list(dict.fromkeys(result.case["way"] for result in results))
     figure = Figure(figsize=(7.5, 4.2 if sweep else 0.5 * len(ways) + 1.2), layout="constrained")
@@ -137,7 +129,7 @@ def draw(results: Sequence[Result], sweep: str | None, path: Path) -> None:
     else:
         _draw_points(axes, results)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw_lines(axes: Any, results: Sequence[Result], ways: Sequence[str], sweep: str) -> None:

@@ -17,7 +17,9 @@ TIMES_MASK_NOTE = (
 
 
 def make_console(**options: Any) -> Any:
-    """A `rich` console that prints texts as they are, and files as wide as the widest table.
+    """A `rich` console that breaks lines between words on a terminal, and in files not at all.
+
+    Files are as wide as the widest table.
 
     Raises:
         ImportError: rich is not installed.
@@ -26,8 +28,9 @@ def make_console(**options: Any) -> Any:
         from rich.console import Console
     except ImportError as error:
         raise ImportError(NEEDS_RICH) from error
-    console = Console(highlight=False, markup=False, soft_wrap=True, **options)
+    console = Console(highlight=False, markup=False, **options)
     if not console.is_terminal:
+        console.soft_wrap = True
         console.width = WIDTH_OF_FILES
     return console
 

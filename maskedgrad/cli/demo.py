@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from maskedgrad.cli.options import MINILM, check_absent, path_in_directory, positive
+from maskedgrad.cli.options import MINILM, check_absent, path_in_directory, path_of_figure, positive
+from maskedgrad.files import whole_file, write_whole
 
 FIGURE = Path("demo.png")
 WAYS = [
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--figure",
-        type=path_in_directory,
+        type=path_of_figure,
         metavar="PATH",
         help=f"where to draw the figure (default: {FIGURE}, or {FIGURE.stem}_2.png and so on if "
         "that is there)",
@@ -162,9 +163,11 @@ def run(options: argparse.Namespace) -> int:
     summaries = {way: summarize(outcomes[way], task.symbols) for way in training.ways}
     demo_report.print_report(console, task, outcomes, summaries, training)
     if options.json:
-        options.json.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+        write_whole(options.json, (json.dumps(summaries, indent=2) + "\n").encode())
     figure = options.figure or free_path(FIGURE)
-    demo_report.draw(figure, task, outcomes)
+    with whole_file(figure) as file:
+        drawn = demo_report.draw(task, outcomes)
+        drawn.savefig(file, dpi=120, format=figure.suffix[1:])
     console.print(f"The figure is in {figure}")
     return 0
 

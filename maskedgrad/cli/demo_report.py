@@ -1,7 +1,6 @@
 """What the demo reports: tables, what they come to in words, and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +11,7 @@ from maskedgrad.cli.comparison import Outcome, Training
 from maskedgrad.cli.console import TIMES_MASK_NOTE, print_table
 from maskedgrad.cli.prose import VALIDATION
 from maskedgrad.cli.symbols import SYMBOLS, UNSEEN
-from maskedgrad.cli.task import Task
+from maskedgrad.cli.task import Task, nearest_words
 
 FROZEN, WHOLE, MASKED = "table frozen", "table trainable", "maskedgrad"
 TIMES_MASK = "gradient times mask"
@@ -33,8 +32,8 @@ def print_report(
     ]
     print_table(console, ["", *columns], rows)
     console.print(
-        f"Accuracies after {training.epochs} epochs: mean and standard deviation of "
-        f"{training.seeds} seeds. {1 / len(task.classes):.0%} is chance."
+        f"Accuracies after {_counted(training.epochs, 'epoch')}: mean and standard deviation of "
+        f"{_counted(training.seeds, 'seed')}. {100 / len(task.classes):.3g}% is chance."
     )
     if SYMBOLS in task.tests:
         lines = [*compared(summaries), *neighbours(task, outcomes)]
@@ -77,12 +76,11 @@ def neighbours(task: Task, outcomes: Mapping[str, Sequence[Outcome]]) -> list[st
     table = outcomes[MASKED][0].table if MASKED in outcomes else None
     if table is None:
         return []
-    directions = figure.directions_of(table)
-    excluded = [0, *task.symbol_ids]
     return [
-        f"{symbol} went from zero to the neighbourhood of: "
-        + ", ".join(task.vocabulary[row] for row in figure.nearest_rows(directions, id_, excluded))
-        for symbol, id_ in zip(task.symbols, task.symbol_ids, strict=True)
+        f"{symbol} went from zero to the neighbourhood of: {', '.join(each.word for each in near)}"
+        for symbol, near in zip(
+            task.symbols, nearest_words(table, task.vocabulary, task.symbol_ids), strict=True
+        )
     ]
 
 
@@ -117,8 +115,8 @@ def conclusion(summaries: Mapping[str, Summary], num_frozen: int) -> list[str]:
     return lines
 
 
-def draw(path: Path, task: Task, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
-    """Draws bars for the constructed task, and learning curves for the prose."""
+def draw(task: Task, outcomes: Mapping[str, Sequence[Outcome]]) -> Any:
+    """A figure with bars for the constructed task, and with learning curves for the prose."""
     trained = outcomes.get(MASKED)
     places = figure.Places(trained[0].table if trained else None, task.vocabulary, task.symbol_ids)
     if SYMBOLS in task.tests:
@@ -128,21 +126,24 @@ def draw(path: Path, task: Task, outcomes: Mapping[str, Sequence[Outcome]]) -> N
             }
             for way, runs in outcomes.items()
         }
-        figure.draw_bars(path, bars, 1 / len(task.classes), places)
-    else:
-        curves = {
-            f"{way}: {max(run.change.rows for run in runs):,} frozen rows changed": np.array(
-                [run.curve for run in runs]
-            )
-            for way, runs in outcomes.items()
-        }
-        figure.draw_curves(path, curves, places)
+        return figure.bars_and_map(bars, 1 / len(task.classes), places)
+    curves = {
+        f"{way}: {max(run.change.rows for run in runs):,} frozen rows changed": np.array(
+            [run.curve for run in runs]
+        )
+        for way, runs in outcomes.items()
+    }
+    return figure.curves_and_map(curves, places)
 
 
 TESTS_IN_FIGURE = {
     UNSEEN: "sentences with words\nnever seen in training",
     SYMBOLS: "sentences with\nthe new symbols",
 }
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _accuracy(test: str) -> Callable[[Summary], str]:

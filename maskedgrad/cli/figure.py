@@ -1,12 +1,12 @@
 """The demo's figures: how good the ways are, and where the symbols went."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-NUM_NEIGHBOURS = 5
+from maskedgrad.cli.task import nearest_words
+
 NUM_DRAWN = 3  # neighbours of each symbol, so that labels have room
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito), and a marker
@@ -38,77 +38,76 @@ class Places(NamedTuple):
     special_ids: Sequence[int]
 
 
-def draw_bars(
-    file: Path | BinaryIO,
-    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
-    chance: float,
-    places: Places,
-) -> None:
-    """Draws a group of bars for each test beside a map of the symbols and their nearest words.
+def bars_and_map(
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]], chance: float, places: Places
+) -> Any:
+    """A group of bars for each test, beside a map of the symbols and their nearest words.
 
     Args:
-        file: where to write the figure: a path, or a binary file for a PNG.
         accuracies: for each way to train, by what the legend calls it, and for
             each test the accuracies of its seeds, from 0 to 1.
         chance: the accuracy of a guess.
         places: the map.
 
+    Returns:
+        A figure of matplotlib's.
+
     Example:
 
-    >>> from io import BytesIO
-    >>> file, accuracies = BytesIO(), {"masked": {"words": [0.5, 0.6], "symbols": [1.0, 1.0]}}
-    >>> draw_bars(file, accuracies, 0.5, Places(np.eye(9, 4) + 1, list(" abcdefg*"), [8]))
-    >>> file.getvalue()[1:4]
-    b'PNG'
+    >>> accuracies = {"masked": {"words": [0.5, 0.6], "symbols": [1.0, 1.0]}}
+    >>> figure = bars_and_map(accuracies, 0.5, Places(np.eye(9, 4) + 1, list(" abcdefg*"), [8]))
+    >>> sorted(axes.get_title() for axes in figure.axes)[0]
+    'The same classifier, trained in different ways'
     """
-    bars, save = _figure(file, places)
+    figure, left = _figure(places)
+    bars = left.add_subplot()
     tests = list(next(iter(accuracies.values())))
     width = 0.8 / len(accuracies)
+    drawn = []
     for place, (label, of_tests) in enumerate(accuracies.items()):
         values = 100 * np.array([of_tests[test] for test in tests])
-        bars.bar(
-            np.arange(len(tests)) + (place - (len(accuracies) - 1) / 2) * width,
-            values.mean(axis=1),
-            width,
-            yerr=values.std(axis=1),
-            color=STYLES[place % len(STYLES)][0],
-            error_kw={"ecolor": "#333333", "capsize": 3},
-            label=label,
+        drawn.append(
+            bars.bar(
+                np.arange(len(tests)) + (place - (len(accuracies) - 1) / 2) * width,
+                values.mean(axis=1),
+                width,
+                yerr=values.std(axis=1),
+                color=STYLES[place % len(STYLES)][0],
+                error_kw={"ecolor": "#333333", "capsize": 3},
+                label=label,
+            )
         )
-    bars.axhline(100 * chance, color="#333333", linestyle=":", linewidth=1, label="chance")
+    guess = bars.axhline(100 * chance, color="#333333", linestyle=":", linewidth=1, label="chance")
     bars.set_xticks(range(len(tests)), tests)
     bars.set(
         title="The same classifier, trained in different ways",
         ylabel="accuracy, %",
         ylim=(0, 105),
     )
-    bars.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     bars.spines[["top", "right"]].set_visible(False)
-    save()
+    _add_legend(left, [*drawn, guess], num_columns=3)
+    return figure
 
 
-def draw_curves(
-    file: Path | BinaryIO,
-    accuracies: Mapping[str, np.ndarray],
-    places: Places,
-) -> None:
-    """Draws learning curves beside a map of the special symbols and their nearest words.
+def curves_and_map(accuracies: Mapping[str, np.ndarray], places: Places) -> Any:
+    """Learning curves beside a map of the special symbols and their nearest words.
 
     Args:
-        file: where to write the figure: a path, or a binary file for a PNG.
         accuracies: by what the legend calls them, the validation accuracies
             of ways to train, from 0 to 1, of shape `(seeds, epochs)`.
         places: the map.
 
+    Returns:
+        A figure of matplotlib's.
+
     Example:
 
-    >>> from io import BytesIO
-    >>> file, places = BytesIO(), Places(np.eye(9, 4) + 1, list(" abcdefg*"), [8])
-    >>> draw_curves(file, {"frozen": np.array([[0.4, 0.5]])}, places)
-    >>> file.getvalue()[1:4]
-    b'PNG'
+    >>> figure = curves_and_map({"frozen": np.array([[0.4, 0.5]])}, Places(None, [], []))
+    >>> [axes.get_title() for axes in figure.axes]
+    ['The same classifier, trained in different ways']
     """
-    curves, save = _figure(file, places)
+    figure, left = _figure(places)
+    curves = left.add_subplot()
     for (label, runs), (colour, marker, size) in zip(accuracies.items(), STYLES, strict=False):
         epochs = np.arange(1, runs.shape[1] + 1)
         means = 100 * runs.mean(axis=0)
@@ -119,86 +118,44 @@ def draw_curves(
         ylabel="validation accuracy, %",
     )
     curves.xaxis.get_major_locator().set_params(integer=True)
-    curves.legend(frameon=False, loc="lower right")
     curves.grid(alpha=0.3)
     curves.spines[["top", "right"]].set_visible(False)
-    save()
+    _add_legend(left, curves.lines, num_columns=1)
+    return figure
 
 
-def directions_of(table: np.ndarray) -> np.ndarray:
-    """The rows of a table, each with a length of one, but for rows of zeros."""
-    return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-
-
-def nearest_rows(directions: np.ndarray, row: int, excluded: Sequence[int]) -> list[int]:
-    """The `NUM_NEIGHBOURS` rows that point most nearly where a row points, nearest first.
-
-    Args:
-        directions: a table whose rows have length one, of shape `(V, D)`.
-        row: the row whose neighbours are wanted.
-        excluded: the rows that are no neighbours.
-
-    Example:
-
-    >>> directions = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
-    >>> nearest_rows(directions, 0, excluded=[0])[:2]
-    [3, 2]
-    """
-    cosines = directions @ directions[row]
-    cosines[list(excluded)] = -np.inf
-    return np.argsort(-cosines)[:NUM_NEIGHBOURS].tolist()
-
-
-def spread_apart(heights: np.ndarray, gap: float) -> np.ndarray:
-    """The heights moved apart, in their order, so that labels there do not overlap.
-
-    Args:
-        heights: floats of shape `(n,)`.
-        gap: the least distance between two of the heights returned.
-
-    Returns:
-        Floats of shape `(n,)`, with the mean of `heights`.
-
-    Example:
-
-    >>> spread_apart(np.array([4.0, 4.0]), gap=2.0).tolist()
-    [3.0, 5.0]
-    """
-    order = np.argsort(heights, kind="stable")
-    gaps = gap * np.arange(len(heights))
-    apart = np.maximum.accumulate(heights[order] - gaps) + gaps
-    spread = np.empty_like(heights)
-    spread[order] = apart - np.mean(apart - heights[order])
-    return spread
-
-
-def _figure(
-    file: Path | BinaryIO,
-    places: Places,
-) -> tuple[Any, Callable[[], None]]:
-    """The axes that are still empty beside a map, and what writes the figure."""
+def _figure(places: Places) -> tuple[Any, Any]:
+    """A figure with the map, if there is one, and the part of it that is still empty."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6 if places.table is None else 12, 5), layout="constrained")
-    left, *right = figure.subplots(1, 1 if places.table is None else 2, squeeze=False)[0]
+    figure = Figure(figsize=(6 if places.table is None else 12, 5.5), layout="constrained")
+    left, *right = figure.subfigures(1, 1 if places.table is None else 2, squeeze=False)[0]
     if places.table is not None:
-        _draw_places(right[0], places.table, places.vocabulary, places.special_ids)
-    return left, lambda: figure.savefig(file, dpi=120)
+        _draw_places(right[0].add_subplot(), places.table, places.vocabulary, places.special_ids)
+    return figure, left
+
+
+def _add_legend(part: Any, drawn: Sequence[Any], num_columns: int) -> None:
+    # Below everything else of that part, where it covers no curve and no label.
+    part.legend(handles=drawn, frameon=False, loc="outside lower center", ncols=num_columns)
 
 
 def _draw_places(
     axes: Any, table: np.ndarray, vocabulary: Sequence[str], special_ids: Sequence[int]
 ) -> None:
-    directions = directions_of(table)
     colour_of: dict[int, str] = {}
-    for special, colour in zip(special_ids, SYMBOL_COLOURS, strict=False):
-        for id_ in [special, *_neighbours_drawn(directions, special, special_ids)]:
+    for near, special, colour in zip(
+        nearest_words(table, vocabulary, special_ids), special_ids, SYMBOL_COLOURS, strict=False
+    ):
+        count = len(near) if len(special_ids) <= NUM_DRAWN else NUM_DRAWN
+        for id_ in [special, *(each.id for each in near[:count])]:
             colour_of.setdefault(id_, colour)
     shown = list(colour_of)
-    points = _in_plane(directions[shown])
-    gap = np.ptp(points[:, 1]) / len(shown)
-    heights = spread_apart(points[:, 1], gap)
-    right = points[:, 0].max()
+    points = _in_plane(_directions(table[shown]))
+    right, lowest, highest = points[:, 0].max(), points[:, 1].min(), points[:, 1].max()
+    # In the order of their points and equally far apart, so that no label lies on another.
+    heights = np.empty(len(shown))
+    heights[np.argsort(points[:, 1], kind="stable")] = np.linspace(lowest, highest, len(shown))
     for id_, point, height in zip(shown, points, heights, strict=True):
         is_special, colour = id_ in special_ids, colour_of[id_]
         if is_special:
@@ -213,22 +170,21 @@ def _draw_places(
             verticalalignment="center",
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.25, "relpos": (0, 0.5)},
         )
+    margin = (highest - lowest) / len(shown)
     axes.set(
-        title="Where the symbols went from zero, and the words nearest to them",
+        title="Where the symbols went from zero, and their nearest words",
         xlabel="directions of the vectors, in the plane that shows most of them",
-        xlim=(min(points[:, 0].min(), 0.0) - 0.05, right + 0.4),
-        ylim=(min(heights.min(), 0.0) - gap, max(heights.max(), 0.0) + gap),
+        xlim=(min(points[:, 0].min(), 0.0) - 0.05, right + 0.1),
+        ylim=(min(lowest, 0.0) - margin, max(highest, 0.0) + margin),
         xticks=[],
         yticks=[],
     )
     axes.spines[:].set_visible(False)
 
 
-def _neighbours_drawn(
-    directions: np.ndarray, special: int, special_ids: Sequence[int]
-) -> list[int]:
-    count = NUM_NEIGHBOURS if len(special_ids) <= NUM_DRAWN else NUM_DRAWN
-    return nearest_rows(directions, special, [0, *special_ids])[:count]
+def _directions(rows: np.ndarray) -> np.ndarray:
+    """Rows with a length of one, but for those of zeros."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _in_plane(directions: np.ndarray) -> np.ndarray:

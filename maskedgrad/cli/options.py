@@ -6,6 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MINILM = "minilm"
+FIGURES = (".png", ".svg", ".pdf")
+# What messages name that are meant for Python too.
+OPTION_OF = {
+    "strict=False": "--no-strict",
+    "allow_nonfinite=True": "--allow-nonfinite",
+    "`vocabulary`": "--vocabulary",
+}
 
 
 def path_in_directory(text: str) -> Path:
@@ -18,13 +25,24 @@ def path_in_directory(text: str) -> Path:
     return path
 
 
+def path_of_figure(text: str) -> Path:
+    """The path of a figure that can be written: its suffix names a format."""
+    path = path_in_directory(text)
+    if path.suffix not in FIGURES:
+        raise argparse.ArgumentTypeError(
+            f"Expected a path that ends in {' or '.join(FIGURES)}. Received: {text}"
+        )
+    return path
+
+
 def check_absent(paths: Iterable[Path | None], replace: bool) -> None:
     """Raises a `FileExistsError` if a file is there that would be overwritten unasked."""
     existing = [str(path) for path in paths if path is not None and path.exists()]
     if existing and not replace:
         raise FileExistsError(
-            f"What is written must not exist. Received: {', '.join(existing)}, of which each "
-            "does. Give another name, or say that it may be replaced (--replace)."
+            f"What is written must not exist. Received: {', '.join(existing)}, which "
+            f"{'does' if len(existing) == 1 else 'do'}. Give another name, or say that it "
+            "may be replaced (--replace)."
         )
 
 
@@ -61,6 +79,20 @@ def without_python(message: str) -> str:
     """
     clauses = re.split(r"(?<=[.;:]) ", message)
     return " ".join(clause for clause in clauses if "`" not in clause).rstrip(";: ")
+
+
+def in_a_shell(error: Exception) -> str:
+    """What an error says, in one line, with the options of a command in the place of Python's.
+
+    Example:
+
+    >>> in_a_shell(ValueError("They differ.\\nApply it all the same by strict=False."))
+    'They differ. Apply it all the same by --no-strict.'
+    """
+    message = " ".join(str(error).split())
+    for argument, option in OPTION_OF.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def positive(text: str) -> int:

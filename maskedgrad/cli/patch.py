@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from maskedgrad.cli.options import read_words
+from maskedgrad.cli.options import in_a_shell, read_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return ACTIONS[options.action](options)
     except (ImportError, OSError, ValueError) as error:
-        print(f"patch {options.action}: {error}", file=sys.stderr)
+        print(f"patch {options.action}: {in_a_shell(error)}", file=sys.stderr)
         return 2
 
 

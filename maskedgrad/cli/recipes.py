@@ -188,8 +188,8 @@ class StepTimes(keras.callbacks.Callback):
     >>> model.compile("sgd", loss="mse")
     >>> x, y = np.ones((8, 2)), np.ones((8, 1))
     >>> history = model.fit(x, y, batch_size=1, callbacks=[step_times], verbose=0)
-    >>> len(step_times.seconds), step_times.median(skip=2) > 0
-    (8, True)
+    >>> len(step_times.seconds), step_times.median(skip=2) > 0, step_times.median(skip=8) > 0
+    (8, True, True)
     """
 
     def __init__(self) -> None:
@@ -210,9 +210,9 @@ class StepTimes(keras.callbacks.Callback):
 
         Args:
             skip: how many steps at the start to leave out, for TensorFlow
-                traces in the first ones.
+                traces in the first ones. All but the last, if there are no more.
         """
-        return float(np.median(self.seconds[skip:]))
+        return float(np.median(self.seconds[skip:] or self.seconds[-1:]))
 
 
 class Change(NamedTuple):

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maskedgrad.reports.nearest import Neighbour, nearest
+
 PADDING = "<padding>"
+NUM_NEIGHBOURS = 5
 
 
 class Examples(NamedTuple):
@@ -81,3 +84,25 @@ def encode(
     for row, words in zip(ids, rows, strict=True):
         row[: len(words)] = words
     return Examples(ids, np.array(classes))
+
+
+def nearest_words(
+    table: np.ndarray, vocabulary: Sequence[str], symbol_ids: Sequence[int]
+) -> list[list[Neighbour]]:
+    """For each symbol the `NUM_NEIGHBOURS` words nearest to it, none of them a symbol.
+
+    Args:
+        table: float32 of shape `(V, D)`; row 0 stands for padding, and is zero.
+        vocabulary: the V words.
+        symbol_ids: the ids of the symbols.
+
+    Example:
+
+    >>> table = np.float32([[0, 0], [3, 4], [4, 3], [1, 2], [1, 2]])
+    >>> (near, _) = nearest_words(table, [PADDING, "cat", "dog", "<a>", "<b>"], [3, 4])
+    >>> [each.word for each in near]
+    ['cat', 'dog']
+    """
+    found = nearest(table, list(symbol_ids), vocabulary, NUM_NEIGHBOURS + len(symbol_ids))
+    words = ([each for each in near if each.id not in symbol_ids] for near in found.values())
+    return [near[:NUM_NEIGHBOURS] for near in words]

@@ -10,6 +10,7 @@ import numpy as np
 
 from maskedgrad.cli.options import read_words, without_python
 from maskedgrad.cli.saved_tables import SavedTable, describe, matrix_file, open_tables
+from maskedgrad.files import check_no_folder
 from maskedgrad.masking.tables import bits
 from maskedgrad.rows.rows import Rows
 
@@ -186,6 +187,9 @@ def _source(path: Path, vocabulary: Path | None) -> Iterator[tuple[list[SavedTab
 def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.ndarray]:
     from maskedgrad.vectors.loading import load_vectors
 
+    check_no_folder(path, "the file of a source")
+    if not path.exists():
+        raise FileNotFoundError(f"Expected the file of a source. Received: {path}, which is none")
     if vocabulary is None:
         raise ValueError(
             "A source that has words needs --vocabulary, the words of the model's rows. "

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from maskedgrad.cli.options import in_a_shell
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to `parser`."""
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             options.model, options.against, options.vocabulary, options.table
         )
     except (ImportError, OSError, ValueError) as error:
-        print(f"verify: {error}", file=sys.stderr)
+        print(f"verify: {in_a_shell(error)}", file=sys.stderr)
         return 2
     is_same = not any(len(comparison.different) for comparison in comparisons)
     if options.json:

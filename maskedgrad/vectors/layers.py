@@ -29,7 +29,15 @@ def layers_in(layer: Any) -> list[Any]:
     # `Model.layers` lists those of a model only, one level deep. Without this a table inside of a
     # `TimeDistributed` or a `Bidirectional` is not found.
     # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/layers/layer.py#L1708
-    return list(layer._flatten_layers())
+    found = list(layer._flatten_layers())
+    # Up to Keras 3.12 a functional model forgets the layers that it was given before its graph: of
+    # a task of keras_hub the preprocessor, in which the tokenizer is.
+    # https://github.com/keras-team/keras/blob/v3.12.0/keras/src/models/functional.py#L141
+    for each in [*found]:
+        preprocessor = getattr(each, "preprocessor", None)
+        if isinstance(preprocessor, keras.Layer) and id(preprocessor) not in set(map(id, found)):
+            found += preprocessor._flatten_layers()
+    return found
 
 
 def is_graph(model: Any) -> bool:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from maskedgrad import MaskedModel, MaskedOptimizer
 from maskedgrad.testing import bits
 from tests.devices import mirrored_strategy
-from tests.features import needs
+from tests.features import needs_muon
 
 NUM_ROWS = 12
 X = np.random.default_rng(0).integers(0, NUM_ROWS, (48, 3))
@@ -28,7 +28,7 @@ OF_ANY_LENGTH = {
 OF_FIXED_LENGTH = {
     "accumulation": lambda: keras.optimizers.Adam(0.1, gradient_accumulation_steps=2),
     "Muon": pytest.param(
-        lambda: keras.optimizers.Muon(0.1, exclude_embeddings=False), marks=needs("optimizers.Muon")
+        lambda: keras.optimizers.Muon(0.1, exclude_embeddings=False), marks=needs_muon()
     ),
 }
 
