@@ -1,6 +1,7 @@
 """Slices of a gradient that repeat something smaller, made where they are added alone."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -54,27 +55,48 @@ def sum_by_segment(
 
     # XLA lets no shape depend on how many slices are added, and stores no slice that it repeats.
     in_graph = tf.is_symbolic_tensor(values) and not is_compiled_by_xla()
-    made = _made_of_less(values, num_axes=1) if in_graph else None
+    made = _parts_made_of_less(values) if in_graph else None
     if made is None:
         return sum_all(values)
 
     def sum_added() -> tf.Tensor:
         added = tf.where(segments >= 0)[:, 0]
-        of_added = _slices(made, [added]), tf.gather(segments, added)
+        of_added = _slices_of_parts(made, added), tf.gather(segments, added)
         return tf.math.unsorted_segment_sum(*of_added, num_segments)
 
     # If a size is unknown, only a step can tell whether the forward pass broadcasts there.
-    reduced = [tf.size(axes) for axes in _axes_reduced(made)]
+    reduced = [tf.size(axes) for part in made for axes in _axes_reduced(part)]
     if not reduced:
-        return sum_added()
-    return tf.cond(tf.add_n(reduced) > 0, lambda: sum_all(_whole(made)), sum_added)
+        total = sum_added()
+    else:
+        total = tf.cond(
+            tf.add_n(reduced) > 0,
+            lambda: sum_all(tf.concat([_whole(part) for part in made], axis=0)),
+            sum_added,
+        )
+    total.set_shape([None, *values.shape[1:]])
+    return total
 
 
-def _made_of_less(tensor: tf.Tensor, num_axes: int) -> Made | None:
-    """What a tensor is made of; `None` where some of that is as large as the tensor."""
+def _parts_made_of_less(values: tf.Tensor) -> list[Made] | None:
+    """What slices are made of, of each of several lookups; `None` if something is as large."""
+    op, seen = values.op, set[str]()
+    are_joined = op.type == "ConcatV2" and tf.get_static_value(op.inputs[-1]) == 0
+    parts = [_made_of_less(each, 1, seen) for each in (op.inputs[:-1] if are_joined else [values])]
+    return None if None in parts else [part for part in parts if part]
+
+
+def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
+    """What a tensor is made of; `None` where some of that is as large as the tensor.
+
+    Or where an operation is met that was `seen`: one that several share would be
+    made again for each, and each one before it, as often as there are ways to it.
+    """
     op, rank = tensor.op, tensor.shape.rank
-    if rank is None or tensor.graph is not tf.compat.v1.get_default_graph():
+    is_here = tensor.graph is tf.compat.v1.get_default_graph()
+    if rank is None or not is_here or op.name in seen:
         return None
+    seen.add(op.name)
     inputs: list[Made | None] = [Made(each) for each in op.inputs]
     if op.type in REPEATING:
         repeated = op.inputs[0]
@@ -82,40 +104,52 @@ def _made_of_less(tensor: tf.Tensor, num_axes: int) -> Made | None:
             return None
         inputs[0] = Made(repeated, num_axes)
     elif op.type == "Reshape":
-        value, kept = op.inputs[0], rank - num_axes
-        is_sum = value.op.type == "Sum" and value.op.inputs[1].op.type == "BroadcastGradientArgs"
-        summed = value.op.inputs[0] if is_sum else value
-        if summed.shape.rank is None or not _are_same(summed, tensor, kept):
-            return None
-        made = _made_of_less(summed, summed.shape.rank - kept)
-        if made and is_sum:
-            made = Made(value, made.num_axes, (made, Made(value.op.inputs[1])))
-        inputs[0] = made
-    elif op.type == "ConcatV2" and num_axes == 1 and tf.get_static_value(op.inputs[-1]) == 0:
-        inputs = [*(_made_of_less(each, num_axes) for each in op.inputs[:-1]), inputs[-1]]
+        inputs[0] = _reshaped(tensor, num_axes, seen)
     elif op.type in ELEMENTWISE:
-        inputs = [_input(each, tensor, num_axes) for each in op.inputs]
+        inputs = [_input(each, tensor, num_axes, seen) for each in op.inputs]
     else:
         return None
-    known = tuple(each for each in inputs if each)
-    return Made(tensor, num_axes, known) if len(known) == len(inputs) else None
+    return None if None in inputs else Made(tensor, num_axes, tuple(filter(None, inputs)))
 
 
-def _input(tensor: tf.Tensor, output: tf.Tensor, num_axes: int) -> Made | None:
-    """An input of an elementwise operation, of which shapes are aligned at their ends."""
-    rank = tensor.shape.rank
-    if rank is None:
+def _reshaped(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
+    """What is reshaped to a tensor of the same slices, which other axes number."""
+    value, kept = tensor.op.inputs[0], tensor.shape[num_axes:]
+    # The gradient of what a forward pass may have broadcast, where a size is unknown.
+    is_sum = value.op.type == "Sum" and value.op.inputs[1].op.type == "BroadcastGradientArgs"
+    summed = value.op.inputs[0] if is_sum else value
+    num_before = (summed.shape.rank or 0) - len(kept)
+    if num_before < 1 or not kept.is_fully_defined() or summed.shape[num_before:] != kept:
         return None
-    num_axes = max(0, num_axes - output.shape.rank + rank)
-    sizes = zip(tensor.shape, output.shape[output.shape.rank - rank :], strict=True)
-    is_smaller = rank < output.shape.rank or any(one == 1 != other for one, other in sizes)
-    return Made(tensor, num_axes) if is_smaller else _made_of_less(tensor, num_axes)
+    # A shape that others ask for may leave a size to be found out, as -1.
+    is_told = num_axes == 1 or tensor.op.inputs[1].op.type == "Shape"
+    if not is_told and not tensor.shape.is_fully_defined():
+        return None
+    made = _made_of_less(summed, num_before, seen)
+    return Made(value, num_before, (made, Made(value.op.inputs[1]))) if made and is_sum else made
 
 
-def _are_same(tensor: tf.Tensor, other: tf.Tensor, num_last: int) -> bool:
-    """Whether as many sizes at the end are known, and the same."""
-    sizes, others = (each.shape[each.shape.rank - num_last :] for each in (tensor, other))
-    return sizes.is_fully_defined() and sizes == others
+def _input(tensor: tf.Tensor, output: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
+    """An input of an elementwise operation, of which shapes are aligned at their ends."""
+    if tensor.shape.rank is None:
+        return None
+    num_more = output.shape.rank - tensor.shape.rank
+    num_axes = max(0, num_axes - num_more)
+    sizes = zip(tensor.shape, output.shape[num_more:], strict=True)
+    if num_more or any(one == 1 != other for one, other in sizes):
+        return Made(tensor, num_axes)
+    return _made_of_less(tensor, num_axes, seen)
+
+
+def _slices_of_parts(parts: Sequence[Made], places: tf.Tensor) -> tf.Tensor:
+    """The slices at ascending places in all parts, one part after the other."""
+    slices, places_left = [], places
+    for made in parts[:-1]:
+        size = _size(made, 0)
+        is_here = places_left < size
+        slices.append(_slices(made, [tf.boolean_mask(places_left, is_here)]))
+        places_left = tf.boolean_mask(places_left, ~is_here) - size
+    return tf.concat([*slices, _slices(parts[-1], [places_left])], axis=0)
 
 
 def _slices(made: Made, places: Places) -> tf.Tensor:
@@ -127,8 +161,6 @@ def _slices(made: Made, places: Places) -> tf.Tensor:
     op, first = made.tensor.op, made.inputs[0]
     if op.type == "Reshape":
         places = _unraveled(_raveled(_wrapped(places, made), made), first)
-    if op.type == "ConcatV2":
-        return tf.concat([*_slices_of_each(made.inputs[:-1], places[0])], axis=0)
     if op.type in REPEATING:
         return _repeated(_slices(first, places), made)
     if op.type in RESHAPING:
@@ -145,15 +177,6 @@ def _repeated(slices: tf.Tensor, made: Made) -> tf.Tensor:
     of_slices = 1 if op.type == "Tile" else tf.shape(slices)[0]
     along_first = tf.cast(of_slices, repeats.dtype)[None]
     return like(op, [slices, tf.concat([along_first, repeats[made.num_axes :]], axis=0)])
-
-
-def _slices_of_each(parts: Sequence[Made], places: tf.Tensor) -> Iterator[tf.Tensor]:
-    """Of each tensor that others are joined to, the slices at places in all of them, ascending."""
-    for made in parts:
-        size = _size(made, 0)
-        is_here = tf.logical_and(places >= 0, places < size)
-        yield _slices(made, [tf.boolean_mask(places, is_here)])
-        places -= size
 
 
 def _wrapped(places: Places, made: Made) -> Places:
@@ -184,13 +207,16 @@ def _size(made: Made, axis: int) -> int | tf.Tensor:
     if not made.inputs:
         return tf.shape(made.tensor, tf.int64)[axis]
     op, first = made.tensor.op, made.inputs[0]
+    if op.type == "Reshape" and made.num_axes == 1:
+        return math.prod(_size(first, each) for each in range(first.num_axes))
     if op.type in {"BroadcastTo", "Reshape"}:
         return tf.cast(op.inputs[1][axis], tf.int64)
     if op.type == "Tile":
         return _size(first, axis) * tf.cast(op.inputs[1][axis], tf.int64)
-    numbered = [(each, axis - made.num_axes + each.num_axes) for each in made.inputs]
-    # Sizes are 1 where they are broadcast.
-    return functools.reduce(tf.maximum, [_size(*each) for each in numbered if each[1] >= 0])
+    aligned = [(each, axis - made.num_axes + each.num_axes) for each in made.inputs]
+    sizes = [tf.cast(_size(*each), tf.int64) for each in aligned if each[1] >= 0]
+    # Sizes of 1 are broadcast to any other.
+    return functools.reduce(lambda size, other: tf.where(size == 1, other, size), sizes)
 
 
 def _whole(made: Made) -> tf.Tensor:

@@ -71,7 +71,8 @@ def is_compiled_by_xla() -> bool:
         # https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/ops/control_flow_ops.py#L2180
         context = graph._get_control_flow_context()
         while context is not None:
-            if type(context).__name__ == "XLAControlFlowContext":
+            # Also one of a TPU, which is a class of its own.
+            if "XLAControlFlowContext" in {cls.__name__ for cls in type(context).__mro__}:
                 return True
             context = context.outer_context
         graph = getattr(graph, "outer_graph", None)

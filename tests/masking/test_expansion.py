@@ -1,5 +1,7 @@
 """Slices that repeat something smaller are added as if they had all been made."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -16,6 +18,12 @@ NUM_ROWS, WIDTH = 11, 3
 
 def numbers(*shape):
     return tf.constant(np.random.default_rng(len(shape)).normal(size=shape).astype("float32"))
+
+
+def odd_places(x):
+    """A mask that is the same for all texts, of which no size is known."""
+    mask = (tf.range(tf.shape(x)[1]) % 2 == 1)[None, :, None]
+    return tf.raw_ops.PlaceholderWithDefault(input=mask, shape=[None, None, 1])
 
 
 # What a model may do with looked-up rows, of shape `(batch, length, width)`; each returns
@@ -38,6 +46,18 @@ READERS = {
     "half precision": lambda x: tf.cast(tf.reduce_mean(tf.cast(x, "float16"), axis=1), "float32"),
     "flattened": lambda x: tf.reduce_sum(tf.reshape(x, [-1, WIDTH]), axis=0),
     "split": lambda x: tf.reduce_mean(tf.reshape(x, [tf.shape(x)[0], -1, 1, WIDTH]), axis=[1, 2]),
+    "repeated weights": lambda x: tf.reduce_sum(
+        x
+        * tf.reshape(
+            tf.tile(numbers(1, WIDTH), [tf.size(x[:, :, 0]), 1]),
+            tf.concat([[-1], tf.shape(x)[1:]], 0),
+        ),
+        1,
+    ),
+    "gated": lambda x: tf.reduce_mean(
+        functools.reduce(lambda x, gate: x + x * gate, [0.5] * 3, x), axis=1
+    ),
+    "masked places": lambda x: tf.reduce_sum(tf.where(odd_places(x), x, 0.0), axis=1),
     "of squares": lambda x: tf.reduce_sum(x**2, axis=1),
     "largest": lambda x: tf.reduce_max(x, axis=1),
     "padded": lambda x: tf.reduce_sum(tf.pad(x, [[0, 0], [1, 0], [0, 0]]), axis=1),
@@ -45,6 +65,7 @@ READERS = {
 
 # Whose gradient is no repetition, or one that the rules do not know.
 MADE_WHOLE = {
+    "gated",
     "largest",
     "of squares",
     "padded",
@@ -102,6 +123,54 @@ def test_sizes_may_be_unknown(reader, num_texts):
     places = np.arange(NUM_ROWS) % 3 - 1
     all_ids = tokens(num_texts, 4), tokens(num_texts, 6)
     assert_same_sums(reader, places, (False, False), numbers(3, 1), *all_ids)
+
+
+def of_one_row(table, texts, ids):
+    """The gradient of a row that is looked up alone, beside those of tokens."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.sin(tf.gather(table, 4) * texts))
+        loss += tf.reduce_sum(tf.sin(tf.reduce_mean(tf.gather(table, ids), axis=1)))
+    return tape.gradient(loss, table)
+
+
+def by_hand(table, texts, ids):
+    """Slices whose shape leaves a size to be found out."""
+    rows = tf.gather(table, ids)
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        loss = tf.reduce_sum(tf.sin(tf.reduce_mean(rows, axis=1) * texts))
+    values = tf.reshape(tape.gradient(loss, rows), [-1, 1, WIDTH])
+    return tf.IndexedSlices(tf.reshape(values, [-1, WIDTH]), tf.reshape(ids, [-1]))
+
+
+def of_two_tapes(table, texts, ids):
+    """Slices of one lookup, joined to those of two."""
+    slices = []
+    for num_lookups in (2, 1):
+        with tf.GradientTape() as tape:
+            read = [tf.reduce_mean(tf.gather(table, ids), axis=1) for _ in range(num_lookups)]
+            loss = tf.reduce_sum(tf.sin(tf.add_n(read) * texts))
+        slices.append(tape.gradient(loss, table))
+    values, indices = ([getattr(each, name) for each in slices] for name in ("values", "indices"))
+    return tf.IndexedSlices(tf.concat(values, axis=0), tf.concat(indices, axis=0))
+
+
+@pytest.mark.parametrize("gradient", [of_one_row, by_hand, of_two_tapes])
+def test_slices_may_be_put_together_in_any_way(gradient):
+    table = tf.Variable(numbers(NUM_ROWS, WIDTH))
+    places = tf.range(NUM_ROWS) % 3 - 1
+
+    def sums_of(texts, ids):
+        slices = gradient(table, texts, ids)
+        segments = tf.cast(tf.gather(places, slices.indices), tf.int64)
+        whole = tf.math.unsorted_segment_sum(slices.values, segments, 2)
+        return sum_by_segment(slices.values, segments, 2), whole
+
+    specs = [tf.TensorSpec([None, 1]), tf.TensorSpec([None, None], tf.int32)]
+    traced = tf.function(sums_of).get_concrete_function(*specs)
+    for length in (3, 0):
+        received, wanted = traced(numbers(4, 1), tokens(4, length))
+        assert_same_bits(received, wanted, "the sum")
 
 
 @pytest.mark.parametrize("reader", sorted(READERS))
