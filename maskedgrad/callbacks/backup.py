@@ -66,7 +66,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        with self._read(), _kept_on_error(self.model, self._path.parent):
+        with _kept_on_error(self.model, self._path.parent), self._read():
             self.model.load_weights(self._path)
         # What `fit` starts from, as Keras's own callback sets it. Without it, epochs that are done
         # are trained again.
