@@ -552,6 +552,16 @@ def test_a_loop_that_keeps_no_logs_is_told_nothing():
     assert sorted(logs) == [f"words_{what}" for what in LOGGED]
 
 
+def test_a_copy_that_a_killed_process_left_beside_a_backup_goes(tmp_path):
+    model, _ = small_model()
+    backup = callbacks.BackupAndRestore(tmp_path)
+    backup.set_model(model)
+    backup.on_epoch_end(0)
+    (tmp_path / "before-0.weights.h5").write_bytes(b"cut off")
+    backup.on_train_begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.weights.h5"]
+
+
 def test_a_model_that_its_first_batch_builds_has_no_backup(tmp_path):
     model, _ = unbuilt_model()
     with pytest.raises(ValueError, match="built before `fit` is called"):
