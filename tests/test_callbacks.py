@@ -704,6 +704,60 @@ def test_averages_are_taken_out_when_a_callback_is_used_again_after_an_error(aga
         assert_same_bits(weight, value, "weights, not averages")
 
 
+def test_averages_of_an_optimizer_before_are_taken_out_after_an_error_too():
+    model, _ = averaged_model()
+    before, swap = all_values(model), callbacks.SwapEMAWeights()
+    first = model.optimizer
+    failing = keras.callbacks.LambdaCallback()
+    failing.on_test_batch_end = fails
+    with pytest.raises(RuntimeError, match="ends in an error"):
+        model.evaluate(X, Y, callbacks=[swap, failing], verbose=0)
+    words = model.get_layer("words")
+    model.compile(MaskedOptimizer(averaging(), {words: [2, 7]}), loss="mse", run_eagerly=True)
+    swap.set_model(model)
+    after = [variable.numpy() for variable in (*model.weights, *first.variables)]
+    for value, expected in zip(after, before, strict=True):
+        assert_same_bits(value, expected, "weights and averages in their places")
+    with first.around_row_changes():
+        assert_same_bits(model.get_weights()[0], before[0], "nothing is swapped any more")
+
+
+def test_all_averages_are_swapped_or_none_where_a_table_cannot_be_written(monkeypatch):
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    tables = [
+        keras.layers.Embedding(NUM_ROWS, WIDTH, weights=[MATRIX], name=name)
+        for name in ("first", "all", "last")
+    ]
+    first, whole, last = tables
+    pooled = keras.layers.GlobalAveragePooling1D()(keras.layers.Add()([t(inputs) for t in tables]))
+    model = MaskedModel(inputs, keras.layers.Dense(1)(pooled))
+    rows = {first: [2, 7], whole: slice(None), last: [3, 7]}
+    model.compile(MaskedOptimizer(averaging(), rows), loss="mse", run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    before, swap = all_values(model), callbacks.SwapEMAWeights(swap_on_epoch=True)
+    swap.set_params({"epochs": 1})
+
+    def refuses(*args, **kwargs):
+        raise MemoryError("no room for a copy of the table")
+
+    def refused(use, expected, when):
+        with monkeypatch.context() as context:
+            context.setattr(last.embeddings.value, "scatter_update", refuses)
+            with pytest.raises(MemoryError):
+                use()
+        assert_all_same(model, expected, when)
+
+    refused(lambda: model.evaluate(X, Y, callbacks=[swap], verbose=0), before, "refused")
+    swap.on_test_begin()
+    averages = all_values(model)
+    assert (averages[0] != before[0]).any()
+    refused(swap.on_test_end, averages, "averages that cannot be taken out")
+    refused(lambda: swap.on_epoch_end(0), averages, "averages that cannot be kept")
+    swap.on_test_end()
+    assert_all_same(model, before, "after an evaluation")
+
+
 def test_weights_that_are_assigned_after_a_training_stay_when_other_rows_are_chosen():
     model, words = small_model(optimizer=averaging(), run_eagerly=True)
     fit(model, callbacks.SwapEMAWeights(swap_on_epoch=True))
