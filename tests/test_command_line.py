@@ -15,8 +15,6 @@ import maskedgrad
 from maskedgrad.cli import COMMANDS, interrupts_kept, main, verify
 from maskedgrad.cli.console import print_table
 
-pytest.importorskip("rich")
-
 PROGRAM = [sys.executable, "-m", "maskedgrad"]
 
 
