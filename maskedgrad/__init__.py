@@ -67,8 +67,8 @@ __all__ = [
 
 
 _ROOMS = {"callbacks", "patches", "reports", "rows", "testing", "vectors"}
-# Each other name is exported by one of these.
-_WITH_NAMES = ("masking", "patches", "reports", "rows", "vectors", "model")
+# Each other name is exported by one of these, which are imported in this order until it is found.
+_WITH_NAMES = ("rows", "masking", "reports", "model", "vectors", "patches")
 
 
 def _imported(name: str) -> Any:

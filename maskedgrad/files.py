@@ -3,7 +3,7 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,7 +58,7 @@ def write_together(writers: Mapping[Path, Writer]) -> None:
     """Writes files that belong together, and none of them if one cannot be written.
 
     No reader finds old and new ones together: while they take the places of the old ones, there
-    is at most the first.
+    is at most the first. A process that is killed just then may leave the old ones as hidden files.
 
     Args:
         writers: what writes each file.
@@ -80,10 +80,31 @@ def write_together(writers: Mapping[Path, Writer]) -> None:
                 write(file)
                 _write_out(file)
             places.append(put_in_place)
-        for path in list(writers)[1:]:
-            Path(os.path.realpath(path)).unlink(missing_ok=True)
-        for put_in_place in places:
-            put_in_place()
+        # A single file takes the place of the old one at once.
+        with _moved_aside(list(writers) if len(writers) > 1 else []):
+            for put_in_place in places:
+                put_in_place()
+
+
+@contextlib.contextmanager
+def _moved_aside(paths: Sequence[Path]) -> Iterator[None]:
+    """A context that begins without files at `paths`: the old ones come back if it fails."""
+    targets = [Path(os.path.realpath(path)) for path in paths]
+    aside = []
+    with contextlib.ExitStack() as undo:
+        for target in reversed(targets):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(target, hidden := _hidden_beside(target))
+                undo.callback(os.replace, hidden, target)
+                aside.append(hidden)
+        # The new ones go before any old one comes back.
+        for target in targets:
+            undo.callback(target.unlink, missing_ok=True)
+        yield
+        undo.pop_all()
+    for hidden in aside:
+        with contextlib.suppress(OSError):
+            hidden.unlink()
 
 
 @contextlib.contextmanager
@@ -140,8 +161,7 @@ def _beside(path: FilePath) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
     check_no_folder(path, "the path of a file to write")
     # A link stays a link: what it leads to is replaced.
     target = Path(os.path.realpath(path))
-    # Names have at most 255 bytes, which are 63 characters or more.
-    beside = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}")
+    beside = _hidden_beside(target)
     try:
         with _errors_name(path, beside), open(beside, "x+b") as file:
 
@@ -154,6 +174,11 @@ def _beside(path: FilePath) -> Iterator[tuple[BinaryIO, Callable[[], None]]]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _hidden_beside(target: Path) -> Path:
+    # Names have at most 255 bytes, which are 63 characters or more.
+    return target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}")
 
 
 def _write_out(file: BinaryIO) -> None:

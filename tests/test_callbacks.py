@@ -552,6 +552,16 @@ def test_a_loop_that_keeps_no_logs_is_told_nothing():
     assert sorted(logs) == [f"words_{what}" for what in LOGGED]
 
 
+def test_a_copy_that_a_killed_process_left_beside_a_backup_goes(tmp_path):
+    model, _ = small_model()
+    backup = callbacks.BackupAndRestore(tmp_path)
+    backup.set_model(model)
+    backup.on_epoch_end(0)
+    (tmp_path / "before-0.weights.h5").write_bytes(b"cut off")
+    backup.on_train_begin()
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.weights.h5"]
+
+
 def test_a_model_that_its_first_batch_builds_has_no_backup(tmp_path):
     model, _ = unbuilt_model()
     with pytest.raises(ValueError, match="built before `fit` is called"):
@@ -692,6 +702,60 @@ def test_averages_are_taken_out_when_a_callback_is_used_again_after_an_error(aga
         fit(model, swap, epochs=0)
     for weight, value in zip(model.get_weights(), before, strict=True):
         assert_same_bits(weight, value, "weights, not averages")
+
+
+def test_averages_of_an_optimizer_before_are_taken_out_after_an_error_too():
+    model, _ = averaged_model()
+    before, swap = all_values(model), callbacks.SwapEMAWeights()
+    first = model.optimizer
+    failing = keras.callbacks.LambdaCallback()
+    failing.on_test_batch_end = fails
+    with pytest.raises(RuntimeError, match="ends in an error"):
+        model.evaluate(X, Y, callbacks=[swap, failing], verbose=0)
+    words = model.get_layer("words")
+    model.compile(MaskedOptimizer(averaging(), {words: [2, 7]}), loss="mse", run_eagerly=True)
+    swap.set_model(model)
+    after = [variable.numpy() for variable in (*model.weights, *first.variables)]
+    for value, expected in zip(after, before, strict=True):
+        assert_same_bits(value, expected, "weights and averages in their places")
+    with first.around_row_changes():
+        assert_same_bits(model.get_weights()[0], before[0], "nothing is swapped any more")
+
+
+def test_all_averages_are_swapped_or_none_where_a_table_cannot_be_written(monkeypatch):
+    inputs = keras.Input((LENGTH,), dtype="int32")
+    tables = [
+        keras.layers.Embedding(NUM_ROWS, WIDTH, weights=[MATRIX], name=name)
+        for name in ("first", "all", "last")
+    ]
+    first, whole, last = tables
+    pooled = keras.layers.GlobalAveragePooling1D()(keras.layers.Add()([t(inputs) for t in tables]))
+    model = MaskedModel(inputs, keras.layers.Dense(1)(pooled))
+    rows = {first: [2, 7], whole: slice(None), last: [3, 7]}
+    model.compile(MaskedOptimizer(averaging(), rows), loss="mse", run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    before, swap = all_values(model), callbacks.SwapEMAWeights(swap_on_epoch=True)
+    swap.set_params({"epochs": 1})
+
+    def refuses(*args, **kwargs):
+        raise MemoryError("no room for a copy of the table")
+
+    def refused(use, expected, when):
+        with monkeypatch.context() as context:
+            context.setattr(last.embeddings.value, "scatter_update", refuses)
+            with pytest.raises(MemoryError):
+                use()
+        assert_all_same(model, expected, when)
+
+    refused(lambda: model.evaluate(X, Y, callbacks=[swap], verbose=0), before, "refused")
+    swap.on_test_begin()
+    averages = all_values(model)
+    assert (averages[0] != before[0]).any()
+    refused(swap.on_test_end, averages, "averages that cannot be taken out")
+    refused(lambda: swap.on_epoch_end(0), averages, "averages that cannot be kept")
+    swap.on_test_end()
+    assert_all_same(model, before, "after an evaluation")
 
 
 def test_weights_that_are_assigned_after_a_training_stay_when_other_rows_are_chosen():

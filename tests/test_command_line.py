@@ -15,8 +15,6 @@ import maskedgrad
 from maskedgrad.cli import COMMANDS, interrupts_kept, main, verify
 from maskedgrad.cli.console import print_table
 
-pytest.importorskip("rich")
-
 PROGRAM = [sys.executable, "-m", "maskedgrad"]
 
 
@@ -69,13 +67,35 @@ def test_what_ends_a_command_is_one_line(error, status, line, monkeypatch, capsy
     assert capsys.readouterr().err.endswith(f": {line}\n")
 
 
-def test_an_interrupt_that_an_import_swallows_still_ends_the_command():
+def test_an_interrupt_while_the_module_of_a_command_is_read_is_one_line(monkeypatch, capsys):
+    def interrupt(parser):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "add_arguments", interrupt)
+    assert main(["verify", "a.keras", "--against", "b.npy"]) == 130
+    assert capsys.readouterr().err.endswith(": interrupted\n")
+
+
+@contextlib.contextmanager
+def turned_into_an_import_error():
+    try:
+        yield
+    except BaseException as error:
+        raise ImportError("a part of a module") from error
+
+
+@pytest.mark.parametrize(
+    "swallowed",
+    [lambda: contextlib.suppress(KeyboardInterrupt), turned_into_an_import_error],
+    ids=["caught", "made another error"],
+)
+def test_an_interrupt_that_an_import_swallows_still_ends_the_command(swallowed):
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with (
             pytest.raises(KeyboardInterrupt),
             interrupts_kept(),
-            contextlib.suppress(KeyboardInterrupt),
+            swallowed(),
         ):
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

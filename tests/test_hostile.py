@@ -257,6 +257,29 @@ def test_a_full_disk_leaves_the_last_backup(tmp_path):
     assert model._initial_epoch == 1
 
 
+class OnFullDisk(keras.layers.Dense):
+    """A layer whose weights the disk has no more room for."""
+
+    def save_own_variables(self, store):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_too_full_to_resume_is_not_laid_on_the_backup(tmp_path):
+    def resumed(dense):
+        model = keras.Model(inputs := keras.Input((2,)), dense(1, name="dense")(inputs))
+        model.compile("adam", loss="mse")
+        backup = callbacks.BackupAndRestore(tmp_path)
+        backup.set_model(model)
+        backup.on_train_begin()
+        return backup
+
+    resumed(keras.layers.Dense).on_epoch_end(0)
+    before = files_in(tmp_path)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        resumed(OnFullDisk)
+    assert files_in(tmp_path) == before
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_to_is_an_error_that_names_the_file(tmp_path):
     tmp_path.chmod(0o500)

@@ -80,6 +80,16 @@ def test_rooms_stand_on_seven_floors_and_arrows_point_down():
     assert max(found.values()) <= 7, found
 
 
+def test_a_name_of_the_trunk_brings_in_no_room_that_its_own_does_without():
+    rooms, reached = arrows(), {}
+    for room in graphlib.TopologicalSorter(rooms).static_order():
+        reached[room] = {room}.union(*(reached[other] for other in rooms[room]))
+    *trunk, _, _ = looked_in = maskedgrad._WITH_NAMES
+    assert looked_in[-2:] == ("vectors", "patches")
+    for place, room in enumerate(trunk):
+        assert set(trunk[:place]) <= reached[room], room
+
+
 def test_a_cycle_of_rooms_is_seen():
     with pytest.raises(graphlib.CycleError):
         floors({"masking": {"model"}, "model": {"masking"}})

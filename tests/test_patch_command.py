@@ -445,6 +445,26 @@ def test_of_the_tables_of_a_layer_the_shape_decides_or_nothing(tmp_path, widths)
         assert_same_bits(variable, other, variable.path)
 
 
+def test_two_tables_of_a_patch_are_never_one_of_a_file(tmp_path):
+    """Of a layer with one table, whatever its last name in the model is, that one is meant."""
+    inputs = keras.Input((4,), dtype="int32")
+    model = keras.Model(inputs, Two((3,), name="two")(inputs))
+    base, values = tmp_path / "base.weights.h5", np.ones((1, 3), "float32")
+    model.save_weights(base)
+    patch = RowPatch(
+        *(
+            TablePatch(path, rows, values, None, frozen_digest(model.weights[0], rows))
+            for path, rows in {
+                "two/a": Rows([3], NUM_ROWS),
+                "two/b": Rows([4], NUM_ROWS),
+            }.items()
+        )
+    )
+    with pytest.raises(ValueError, match=r"\['two/a', 'two/b'\] are found to be one"):
+        apply_to_file(patch, base, tmp_path / "new.weights.h5")
+    assert list(tmp_path.iterdir()) == [base]
+
+
 MEASURE = """
 import re, sys
 import h5py, keras, numpy

@@ -69,6 +69,11 @@ def test_extras_that_messages_name_are_there():
     assert {extra for cell in listed for extra in re.findall("[a-z]+", cell)} == extras
 
 
+def test_what_is_used_and_not_required_is_what_keras_requires():
+    needed = " ".join(importlib.metadata.requires("keras"))
+    assert {"rich", "h5py", "ml-dtypes"} <= set(re.findall(r"[\w-]+", needed))
+
+
 def test_a_push_runs_what_is_run_here():
     assert commands(read(".github/workflows/ci.yml")["jobs"]["ci"]) == [".ci/run"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -196,14 +196,37 @@ def test_numbers_and_words_of_two_writes_are_never_a_pair(tmp_path, monkeypatch)
     def watched(source, target):
         replace(source, target)
         pair = {each.name for each in tmp_path.iterdir() if not each.name.startswith(".")}
-        seen.append((Path(target).name, sorted(pair)))
+        seen.append((Path(target).name, tuple(sorted(pair))))
 
     monkeypatch.setattr(os, "replace", watched)
     save_vectors(path, np.float32([[2], [1]]), ["dog", "cat"])
-    assert seen == [
-        ("words.npy", ["words.npy"]),
-        ("words.vocab.txt", ["words.npy", "words.vocab.txt"]),
+    assert [each for each in seen if not each[0].startswith(".")] == [
+        ("words.npy", ("words.npy",)),
+        ("words.vocab.txt", ("words.npy", "words.vocab.txt")),
     ]
+    assert {pair for _, pair in seen} == {(), ("words.npy",), ("words.npy", "words.vocab.txt")}
+
+
+@pytest.mark.parametrize("are_old", [True, False], ids=["old ones", "no old ones"])
+@pytest.mark.parametrize("failing", ["words.npy", "words.vocab.txt"])
+def test_files_that_cannot_take_their_places_leave_what_was_there(
+    failing, are_old, tmp_path, monkeypatch
+):
+    path = tmp_path / "words.npy"
+    if are_old:
+        save_vectors(path, np.float32([[1], [2]]), ["cat", "dog"])
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    replace, failures = os.replace, [PermissionError(13, "in use")]
+
+    def fails_once(source, target):
+        if Path(target).name == failing and failures:
+            raise failures.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(PermissionError, match="in use"):
+        save_vectors(path, np.float32([[2], [1]]), ["dog", "cat"])
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
 
 
 def test_words_that_are_not_those_of_the_array_are_refused(tmp_path):

@@ -411,6 +411,23 @@ def test_rows_that_the_source_lacks_are_counted(saved, tmp_path, capsys):
     assert "1 frozen rows are not in the source" in capsys.readouterr().out
 
 
+def test_a_member_of_an_archive_is_a_source(saved, tmp_path, capsys):
+    _, path, _ = saved
+    words = [f"word{row}" for row in range(NUM_ROWS)]
+    rows = [" ".join(map(repr, row)) for row in MATRIX.tolist()]
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    with zipfile.ZipFile(tmp_path / "glove.zip", "w") as archive:
+        archive.writestr("other.txt", "the 1\n")
+        archive.writestr("50d.txt", "".join(map("{} {}\n".format, words, rows)))
+    status, _ = run(
+        capsys,
+        path,
+        *("--against", tmp_path / "glove.zip" / "50d.txt"),
+        *("--vocabulary", tmp_path / "words.txt"),
+    )
+    assert status == 0
+
+
 def test_tables_of_one_shape_and_other_names_have_no_counterpart(saved, tmp_path, capsys):
     _, path, _ = saved
     inputs = keras.Input((5,), dtype="int32")

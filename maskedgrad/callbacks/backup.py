@@ -1,7 +1,6 @@
 """`BackupAndRestore`: a backup of training that survives being killed."""
 
 import contextlib
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import h5py
 import keras
 from typing_extensions import override
 
-from maskedgrad.distribute.workers import difference, is_chief, spans_workers
+from maskedgrad.distribute.workers import difference, is_chief, spans_workers, worker_index
 from maskedgrad.files import FilePath, opened_hdf5, sync
 
 
@@ -66,7 +65,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
-        with self._read(), _kept_on_error(self.model, self._path.parent):
+        with _kept_on_error(self.model, self._path.parent), self._read():
             self.model.load_weights(self._path)
         # What `fit` starts from, as Keras's own callback sets it. Without it, epochs that are done
         # are trained again.
@@ -126,9 +125,12 @@ def _kept_on_error(model: keras.Model, folder: Path) -> Iterator[None]:
 
     Keras loads weights one after the other, and stops at those that do not fit.
     """
-    # In a file, since there may be no memory for a second copy of the model.
-    with tempfile.TemporaryDirectory(dir=folder) as kept:
-        before = Path(kept, "before.weights.h5")
+    strategy = model.distribute_strategy
+    worker = worker_index(strategy) if spans_workers(strategy) else 0
+    # In a file, since there may be no memory for a second copy of the model. What a process leaves
+    # that is killed here has the same name the next time, so that it goes then.
+    before = folder / f"before-{worker}.weights.h5"
+    try:
         # A `MaskedModel` lets the chief of several workers alone write files; here each needs one.
         keras.Model.save_weights(model, before)
         try:
@@ -138,3 +140,5 @@ def _kept_on_error(model: keras.Model, folder: Path) -> Iterator[None]:
                 warnings.simplefilter("ignore")  # that rows change, which are those of before
                 model.load_weights(before)
             raise
+    finally:
+        before.unlink(missing_ok=True)

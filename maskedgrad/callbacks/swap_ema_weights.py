@@ -1,10 +1,11 @@
 """`SwapEMAWeights` for an optimizer that masks rows."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from typing_extensions import override
 
 from maskedgrad.masking.inner import moving_averages
@@ -21,7 +22,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
     average, and keep their bits. And after `predict` the callback of Keras
     leaves the averages in the model; this one takes them out again. Where an
     evaluation ends in an error, they stay until this callback is used again,
-    and are taken out then.
+    and are taken out then, also after another `compile`.
 
     Args:
         swap_on_epoch: bool, as for `keras.callbacks.SwapEMAWeights`. A callback
@@ -93,18 +94,19 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     def _hold_averages(self, wanted: bool) -> None:
         """Makes the model hold its averages, if they are wanted, or else its weights."""
-        optimizer = self.model.optimizer
-        # A model that was compiled anew holds none of the averages of its new optimizer.
-        if wanted == (self._swapped is optimizer):
+        holding = self.model.optimizer if wanted else None
+        if self._swapped is holding:
             return
-        with optimizer.gathered_rows(), contextlib.ExitStack() as undo:
-            for pair in moving_averages(optimizer.inner_optimizer):
-                _swap(*pair)
-                undo.callback(_swap, *pair)
-            undo.pop_all()
-        self._swapped = optimizer if wanted else None
-        # A row that is frozen meanwhile is to stay at its weight, whatever the order of callbacks.
-        optimizer.around_row_changes = self._with_weights if wanted else contextlib.nullcontext
+        if self._swapped is not None:  # perhaps by the optimizer of a `compile` before
+            _swap_all(self._swapped)
+            self._swapped.around_row_changes = contextlib.nullcontext
+            self._swapped = None
+        if holding is not None:
+            _swap_all(holding)
+            # A row that is frozen meanwhile is to stay at its weight, whatever the order of
+            # callbacks.
+            holding.around_row_changes = self._with_weights
+            self._swapped = holding
 
     @contextlib.contextmanager
     def _with_weights(self) -> Iterator[None]:
@@ -120,13 +122,38 @@ class SwapEMAWeights(keras.callbacks.Callback):
         """Makes the averages the weights, so that none are swapped."""
         # At the end of a training Keras assigns to each weight the average that the optimizer has.
         optimizer = self.model.optimizer
-        with optimizer.gathered_rows(), contextlib.ExitStack() as undo:
-            for variable, average in moving_averages(optimizer.inner_optimizer):
-                undo.callback(average.assign, keras.ops.convert_to_numpy(average))
-                average.assign(variable)
+        with contextlib.ExitStack() as undo:
+            with optimizer.gathered_rows():
+                for variable, average in moving_averages(optimizer.inner_optimizer):
+                    undo.callback(average.assign, keras.ops.convert_to_numpy(average))
+                    average.assign(variable)
             undo.pop_all()
         self._swapped = None
         optimizer.around_row_changes = contextlib.nullcontext
+
+
+def _swap_all(optimizer: MaskedOptimizer) -> None:
+    """Swaps all variables of an optimizer with their averages, or none if that fails."""
+    pairs = list(moving_averages(optimizer.inner_optimizer))
+    with contextlib.ExitStack() as written:
+        with optimizer.gathered_rows(), contextlib.ExitStack() as undo:
+            for pair in pairs:
+                _swap(*pair)
+                undo.callback(_swap, *pair)
+            # The tables are written last, one after the other, and one of them may fail.
+            swapped_in = [keras.ops.convert_to_numpy(variable) for variable, _ in pairs]
+            written.callback(_swap_back, optimizer, swapped_in)
+            undo.pop_all()
+        written.pop_all()
+
+
+def _swap_back(optimizer: MaskedOptimizer, swapped_in: Sequence[np.ndarray]) -> None:
+    """Swaps back where some tables hold what was swapped in, and others were not written."""
+    pairs = moving_averages(optimizer.inner_optimizer)
+    with optimizer.gathered_rows():
+        for (variable, average), value in zip(pairs, swapped_in, strict=True):
+            variable.assign(average)
+            average.assign(value)
 
 
 def _swap(variable: keras.Variable, average: keras.Variable) -> None:

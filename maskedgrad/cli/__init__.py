@@ -31,26 +31,32 @@ STDERR = 2  # the descriptor, which C++ writes to
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that `arguments` name, and returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(arguments)
-    options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
-    if options.command is None:
-        parser.print_help()
-        return 0
+    program = "maskedgrad" if Path(sys.argv[0]).stem == "maskedgrad" else "python -m maskedgrad"
+    try:
+        with interrupts_kept():
+            parser = _parser(program, arguments)
+        options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
+        if options.command is None:
+            parser.print_help()
+            return 0
+        return _run(program, options)
+    except KeyboardInterrupt:
+        return _failed(program, "interrupted", 130)
+
+
+def _run(program: str, options: argparse.Namespace) -> int:
     try:
         with interrupts_kept(), _quiet_import():
             check_tensorflow()
             # Keras loads what is registered with it.
             importlib.import_module("maskedgrad.model")
         return options.run(options)
-    except KeyboardInterrupt:
-        return _failed(parser, "interrupted", 130)
     except (ImportError, OSError, ValueError) as error:
         # An extra, a file or a value is the user's to mend, and needs no traceback.
-        return _failed(parser, f"{options.command}: {error}", 1)
+        return _failed(program, f"{options.command}: {error}", 1)
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    program = "maskedgrad" if Path(sys.argv[0]).stem == "maskedgrad" else "python -m maskedgrad"
+def _parser(program: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--version", action="version", version=f"maskedgrad {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -69,7 +75,7 @@ def interrupts_kept() -> Iterator[None]:
     """Raises a `KeyboardInterrupt` at its end, where what ran inside has swallowed one.
 
     Of the many modules that are imported with TensorFlow some catch whatever is raised. A command
-    would go on then, as if nobody had pressed Ctrl-C.
+    would go on then, as if nobody had pressed Ctrl-C, or tell of an import that failed.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
         threading.current_thread() is not threading.main_thread()
@@ -88,8 +94,8 @@ def interrupts_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if interrupted:
-        raise KeyboardInterrupt
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -112,6 +118,6 @@ def _quiet_import() -> Iterator[None]:
             os.close(stderr)
 
 
-def _failed(parser: argparse.ArgumentParser, message: str, status: int) -> int:
-    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+def _failed(program: str, message: str, status: int) -> int:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return status

@@ -81,7 +81,7 @@ def measure(case: Case) -> Measurement:
         evaluate_after=None,
         peak_bytes=peak_bytes,
         state_bytes=sum(map(_bytes_of_state, optimizers)),
-        replica_bytes=sum(map(_weight, gradients)),
+        replica_bytes=sum(map(_bytes_of_gradient, gradients)),
         changed_rows=changed_rows(matrix, table_of(words, case), case),
     )
 
@@ -92,7 +92,7 @@ def _bytes_of_state(optimizer: Any) -> int:
     return sum(getattr(value, "nbytes", 0) for value in values)
 
 
-def _weight(gradient: Any) -> int:
+def _bytes_of_gradient(gradient: Any) -> int:
     if not gradient.is_sparse:
         return gradient.nbytes
     gradient = gradient.coalesce()

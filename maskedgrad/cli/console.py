@@ -4,10 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 WIDTH_OF_FILES = 130  # as wide as the widest table
-NEEDS_RICH = (
-    "This command needs rich. Received: a Python without it. "
-    'Install it: pip install "maskedgrad[demo]"'
-)
 
 TIMES_MASK_NOTE = (
     "'gradient times mask' changes no frozen row under Adam, which makes no step where the "
@@ -20,14 +16,9 @@ def make_console(**options: Any) -> Any:
     """A `rich` console that breaks lines between words on a terminal, and in files not at all.
 
     Files are as wide as the widest table.
-
-    Raises:
-        ImportError: rich is not installed.
     """
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise ImportError(NEEDS_RICH) from error
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False, **options)
     if not console.is_terminal:
         console.soft_wrap = True

@@ -203,12 +203,10 @@ def _vectors(text: str) -> Path | str:
 
 
 def _check_extras() -> None:
-    missing = [
-        name for name in ("gensim", "matplotlib", "rich") if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in ("gensim", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            "The demo needs gensim, matplotlib and rich. "
+            "The demo needs gensim and matplotlib. "
             f"Received: a Python without {', '.join(missing)}. "
             'Install them: pip install "maskedgrad[demo]"'
         )

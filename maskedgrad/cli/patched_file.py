@@ -169,9 +169,14 @@ def _put_in(
     """Writes the rows of a patch over those of a file of weights."""
     vocabularies = by_path(vocabulary, list(patch.tables))
     with _opened(weights, source) as file:
-        found = [(each, _table_of(each, file, source)) for each in patch.tables.values()]
-        check_apart({each.path: table.name for each, table in found})
-        placed = [(_moved(each, table, vocabularies), table) for each, table in found]
+        found = {each.path: _stored(each, file, source) for each in patch.tables.values()}
+        # By their places: what is found is called by the last name of the path in the patch.
+        check_apart({path: stored.dataset.name for path, stored in found.items()})
+        tables = {path: _table(stored, source) for path, stored in found.items()}
+        placed = [
+            (_moved(each, tables[path], vocabularies), tables[path])
+            for path, each in patch.tables.items()
+        ]
         for each, table in placed:
             check_fits(each, table)
             if not allow_nonfinite:
@@ -183,7 +188,8 @@ def _put_in(
     weights.flush()
     with _opened(weights, source) as file:
         for each, _ in placed:
-            if not same_bits(_read_rows(_table_of(each, file, source), each.ids), each.values):
+            table = _table(_stored(each, file, source), source)
+            if not same_bits(_read_rows(table, each.ids), each.values):
                 raise ValueError(
                     f"The table {each.path!r} must have its place in the file for itself. "
                     f"Received: {str(source)!r}, where another table has the same."
@@ -205,8 +211,8 @@ def _opened(weights: BinaryIO, source: Path) -> Iterator[Any]:
         yield file
 
 
-def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
-    """The one table of a file of weights that a patch is for.
+def _stored(patch: TablePatch, file: Any, source: Path) -> _Stored:
+    """The one variable of a file of weights that a patch is for.
 
     Such a file holds names of layers, and numbers for the variables of each. Of
     a layer that has several, the one of the right shape is meant.
@@ -222,6 +228,10 @@ def _table_of(patch: TablePatch, file: Any, source: Path) -> SavedTable:
             f"The file must have one table that can be {patch.path!r} in a model. "
             f"Received: {str(source)!r} with {alike}. Load the model, and apply the patch there."
         )
+    return stored
+
+
+def _table(stored: _Stored, source: Path) -> SavedTable:
     with reading(source, EXPECTED):
         return saved_table(stored.path, stored.dataset)
 

@@ -186,9 +186,11 @@ def _source(path: Path, vocabulary: Path | None) -> Iterator[tuple[list[SavedTab
 
 def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.ndarray]:
     from maskedgrad.vectors.loading import load_vectors
+    from maskedgrad.vectors.unpacking import archive_and_member
 
     check_no_folder(path, "the file of a source")
-    if not path.exists():
+    file, _ = archive_and_member(path)
+    if not file.exists():
         raise FileNotFoundError(f"Expected the file of a source. Received: {path}, which is none")
     if vocabulary is None:
         raise ValueError(

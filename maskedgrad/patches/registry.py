@@ -177,9 +177,8 @@ class _Turns:
                 if ticket in self._waiting:
                     self._let_in(switch)
             except BaseException:
-                self._num_inside -= (
-                    ticket not in self._waiting
-                )  # it was let in before it was interrupted
+                # It was let in before it was interrupted, if it waits no more.
+                self._num_inside -= ticket not in self._waiting
                 self._waiting.pop(ticket, None)
                 self._changed.notify_all()  # another one is the first now
                 raise

@@ -200,9 +200,8 @@ def _search(view: TableView, ids: np.ndarray, count: int) -> list[list[tuple[int
     # A bound for the rounding errors of a dot product, a norm and a quotient of float32.
     margin = 4 * (view.width + 8) * np.finfo(np.float32).eps
     best: list[list[tuple[int, float]]] = [[] for _ in ids]
-    worst = np.full(
-        len(ids), -np.inf
-    )  # the lowest of the best cosines, once there are `count` of them
+    # The lowest of the best cosines, once there are `count` of them.
+    worst = np.full(len(ids), -np.inf)
     for start, rows in view.chunks(num_columns=len(ids)):
         rough = _rough_cosines(directions, rows)
         here = np.flatnonzero((ids >= start) & (ids < start + len(rows)))

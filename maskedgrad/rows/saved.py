@@ -191,9 +191,8 @@ def _find(saved: SavedTable, variables: Sequence[keras.Variable]) -> list[keras.
     alike = [v for v in fits if _are_alike(v.path, saved.path)]
     if saved.place is not None and saved.num_variables == len(variables):
         there = [v for v in fits if v is variables[saved.place]]
-        if saved.paths != _digest_of_paths(
-            variables
-        ):  # Keras has made up other names, so the place decides
+        # Where Keras has made up other names, the place decides.
+        if saved.paths != _digest_of_paths(variables):
             return [v for v in there if v in _Identities(alike)]
         return [v for v in there if v in _Identities(same_path)] or _only(same_path)
     if len(alike) > 1 and saved.place is None and not _has_counter(saved.path):

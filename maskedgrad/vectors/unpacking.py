@@ -44,7 +44,7 @@ def unpacked(path: Path) -> Iterator[Unpacked]:
         ValueError: the archive has no such member, or several to choose from;
             the file is packed too often, or in a way that is not read.
     """
-    archive, member = _archive_and_member(path)
+    archive, member = archive_and_member(path)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_opened(archive))
         content = Unpacked(file, archive.stat().st_size)
@@ -120,8 +120,14 @@ def _shown(names: list[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _archive_and_member(path: Path) -> tuple[Path, str]:
-    """A path as the file that exists, and what is named inside of it."""
+def archive_and_member(path: Path) -> tuple[Path, str]:
+    """A path as that of a file, and what is named inside of it; an empty text if nothing is.
+
+    Example:
+
+    >>> archive_and_member(Path("vectors.txt"))[1]
+    ''
+    """
     for parent in path.parents:
         if parent.is_file():
             return parent, path.relative_to(parent).as_posix()

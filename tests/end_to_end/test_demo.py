@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 pytest.importorskip("gensim")
 pytest.importorskip("matplotlib")
-pytest.importorskip("rich")
 
 from matplotlib.text import Text
 
@@ -251,7 +250,7 @@ def test_what_makes_a_worker_fail_is_shown(tmp_path, monkeypatch, capfd):
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("library", ["gensim", "matplotlib", "rich"])
+@pytest.mark.parametrize("library", ["gensim", "matplotlib"])
 def test_a_missing_extra_is_named_before_anything_runs(library, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, library, None)  # Python's way to say that there is none
     assert main(["demo"]) == 1
