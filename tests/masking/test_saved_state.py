@@ -97,9 +97,15 @@ def assert_goes_on_as(model, table, uninterrupted, table_there):
         assert_same_bits(np.delete(table.numpy(), sorted(rows), axis=0), frozen, "frozen rows")
 
 
-def wrappers_restored_by(file_format):
-    # A checkpoint of TensorFlow holds no state of a `MultiOptimizer`, masked or not.
-    return [name for name in ("", *WRAPPERS) if (file_format, name) != (FORMATS[2], "multi")]
+def wrappers_restored_by(cls, file_format):
+    """The wrappers whose state a file of Keras or TensorFlow holds, masked or not."""
+    if file_format == "tf.train.Checkpoint":
+        lost = "multi"
+    else:
+        # Of a Nadam in a loss scaler Keras has no `_u_product` among the variables that it saves.
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/nadam.py#L93
+        lost = "loss_scale" if cls is keras.optimizers.Nadam else None
+    return [name for name in ("", *WRAPPERS) if name != lost]
 
 
 def assert_nothing_frozen_moves(model, table):
@@ -128,7 +134,7 @@ def pairs_of_row_sets(draw):
 @pytest.mark.parametrize("file_format", FORMATS)
 @CLASSES
 def test_loaded_rows_train_with_their_own_state(cls, file_format, tmp_path_factory, data):
-    spec = data.draw(optimizers(cls, wrappers_restored_by(file_format)))
+    spec = data.draw(optimizers(cls, wrappers_restored_by(cls, file_format)))
     saved, before = data.draw(pairs_of_row_sets())
     steps = data.draw(st.sampled_from([0, 1, 2]), label="steps before saving")
     model, table = masked(spec.make(), saved)
