@@ -29,6 +29,7 @@ from maskedgrad.patches.table import TablePatch, frozen_digest
 from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import assert_same_bits, bits, tables
 from tests.devices import mirrored_strategy
+from tests.sealable import Sealable, sealed
 
 NUM_ROWS, WIDTH = 40, 3
 PATH = "words/embeddings"
@@ -231,24 +232,6 @@ def test_a_context_is_entered_again_and_reverts_after_an_error():
         switch.__enter__()
 
 
-class Sealable(keras.Variable):
-    """A variable of a user's class that can refuse to be given attributes."""
-
-    sealed = False
-
-    def __setattr__(self, name, value):
-        if type(self).sealed and not name.startswith("_"):
-            raise PermissionError(f"{name} of a sealed variable")
-        super().__setattr__(name, value)
-
-
-@pytest.fixture
-def seal():
-    """Seals the second table of what `two_tables` returns, until the test ends."""
-    yield lambda: setattr(Sealable, "sealed", True)
-    Sealable.sealed = False
-
-
 class Tables(keras.Model):
     """Tables of any dtype, the second of a class of the user's."""
 
@@ -281,32 +264,31 @@ def assert_applied(model, wanted):
 
 
 @pytest.mark.filterwarnings("ignore:strict=False")
-def test_a_patch_goes_into_all_tables_or_none(seal, tables_and_switch):
+def test_a_patch_goes_into_all_tables_or_none(tables_and_switch):
     model, switch = tables_and_switch
     switch.__enter__()
     assert_applied(model, True)
     switch.__exit__()
-    seal()
-    with pytest.raises(PermissionError), switch:
-        pass  # pragma: no cover - it is not entered
-    assert_applied(model, False)
-    with pytest.raises(PermissionError):
-        model.patch().apply_to(model, strict=False)
-    assert_applied(model, False)
+    with sealed():
+        with pytest.raises(PermissionError), switch:
+            pass  # pragma: no cover - it is not entered
+        assert_applied(model, False)
+        with pytest.raises(PermissionError):
+            model.patch().apply_to(model, strict=False)
+        assert_applied(model, False)
 
 
 @pytest.mark.filterwarnings("ignore:strict=False")
-def test_a_patch_goes_out_of_all_tables_or_none(seal, tables_and_switch):
+def test_a_patch_goes_out_of_all_tables_or_none(tables_and_switch):
     model, switch = tables_and_switch
     switch.__enter__()
-    seal()
-    with pytest.raises(PermissionError):
-        switch.__exit__()
-    assert_applied(model, True)
-    with pytest.raises(PermissionError):
-        model.patch().revert(model)
-    assert_applied(model, True)
-    Sealable.sealed = False
+    with sealed():
+        with pytest.raises(PermissionError):
+            switch.__exit__()
+        assert_applied(model, True)
+        with pytest.raises(PermissionError):
+            model.patch().revert(model)
+        assert_applied(model, True)
     model.patch().revert(model)
     assert_applied(model, False)
 

@@ -17,6 +17,7 @@ from maskedgrad.patches import PatchRegistry, RowPatch, TablePatch
 from maskedgrad.patches.table import frozen_digest
 from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import assert_same_bits
+from tests.sealable import Sealable, sealed
 
 NUM_ROWS, WIDTH, K = 400, 8, 100
 IDS = np.arange(0, 4 * K, 4)
@@ -214,30 +215,18 @@ def test_a_row_that_is_patched_otherwise_is_refused_and_the_base_is_served():
             assert numbers_seen(model) == {number}
 
 
-class Sealable(keras.Variable):
-    """A variable of a user's class that can refuse to be given attributes."""
-
-    sealed = False
-
-    def __setattr__(self, name, value):
-        if type(self).sealed and not name.startswith("_"):
-            raise PermissionError(f"{name} of a sealed variable")
-        super().__setattr__(name, value)
-
-
 def test_a_patch_that_cannot_be_taken_out_is_still_known_to_be_in_place():
     model = two_tables()
     model.weights[1].__class__ = Sealable
     registry = PatchRegistry(model, {"one": patch_of(1), "two": patch_of(2)})
     with registry.use("one"):
         assert numbers_seen(model) == {1}
-    Sealable.sealed = True
-    for name in ("two", None):
-        with pytest.raises(PermissionError), registry.use(name):
-            pass
-    with registry.use("one"):
-        assert numbers_seen(model) == {1}
-    Sealable.sealed = False
+    with sealed():
+        for name in ("two", None):
+            with pytest.raises(PermissionError), registry.use(name):
+                pass
+        with registry.use("one"):
+            assert numbers_seen(model) == {1}
     with registry.use(None):
         assert numbers_seen(model) == {0}
 
