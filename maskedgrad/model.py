@@ -114,10 +114,13 @@ class MaskedTrainStep(MultiWorkerSteps):
             optimizer = masked_outermost(_with_rows(optimizer, *rows))
             if self.built:
                 optimizer.prepare(self.trainable_variables)
-            super().compile(optimizer, *args, **kwargs)
-            # By itself Keras chooses XLA where there is a GPU.
+            # By itself Keras chooses XLA where there is a GPU, and saves what it chose.
             if optimizer.lazy and kwargs.get("jit_compile", [*args, *["auto"] * 7][6]) == "auto":
-                self.jit_compile = False
+                if len(args) > 6:
+                    args = (*args[:6], False, *args[7:])
+                else:
+                    kwargs["jit_compile"] = False
+            super().compile(optimizer, *args, **kwargs)
             if self.optimizer is not optimizer:  # Keras has added a loss scaler
                 self.optimizer = masked_outermost(self.optimizer)
 

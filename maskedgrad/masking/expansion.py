@@ -31,7 +31,7 @@ class Made(NamedTuple):
 
 
 def sum_by_segment(
-    values: tf.Tensor, segments: tf.Tensor, num_segments: int | tf.Tensor
+    values: tf.Tensor, segments: tf.Tensor, num_segments: int | tf.Tensor, is_on_gpu: bool = False
 ) -> tf.Tensor:
     """What slices add up to by segment, without those of which the segment is negative.
 
@@ -43,6 +43,8 @@ def sum_by_segment(
         values: a tensor of shape `(T, ...)`.
         segments: int64 of shape `(T,)`.
         num_segments: int or a scalar.
+        is_on_gpu: whether a GPU adds them. It repeats slices sooner than it would tell
+            the host how many are added, so all are made there.
 
     Example:
 
@@ -54,8 +56,8 @@ def sum_by_segment(
         return tf.math.unsorted_segment_sum(values, segments, num_segments)
 
     # XLA lets no shape depend on how many slices are added, and stores no slice that it repeats.
-    in_graph = tf.is_symbolic_tensor(values) and not is_compiled_by_xla()
-    made = _parts_made_of_less(values) if in_graph else None
+    makes_all = is_on_gpu or not tf.is_symbolic_tensor(values) or is_compiled_by_xla()
+    made = None if makes_all else _parts_made_of_less(values)
     if made is None:
         return sum_all(values)
 

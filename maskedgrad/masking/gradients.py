@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from maskedgrad.masking.expansion import sum_by_segment
 from maskedgrad.masking.selection import rows_of_slices, search, selected_rows
-from maskedgrad.masking.variables import gather_rows
+from maskedgrad.masking.variables import gather_rows, is_on_gpu
 from maskedgrad.rows.aliases import TrainableRows
 from maskedgrad.rows.gradients import check_number, check_shape
 from maskedgrad.rows.targets import MaskedTable, named, resolve
@@ -81,7 +81,7 @@ def touched_rows(
         segments = tf.searchsorted(touched, tf.gather(places, trained), out_type=tf.int64)
     dropped = -tf.ones_like(looked_up)
     segments = tf.tensor_scatter_nd_update(dropped, trained[:, None], segments)
-    values = sum_by_segment(gradient.values, segments, tf.size(touched))
+    values = sum_by_segment(gradient.values, segments, tf.size(touched), is_on_gpu(ids))
     return values, gather_rows(ids, touched), touched
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.expansion import like, sum_by_segment
-from maskedgrad.masking.variables import gather_rows, num_rows_of
+from maskedgrad.masking.tracing import is_compiled_by_xla
+from maskedgrad.masking.variables import gather_rows, is_on_gpu, num_rows_of
 
 Axes: TypeAlias = "list[int | None] | None"
 
@@ -62,34 +63,51 @@ def rows_of_slices(
 
     The arguments are those of `selected_rows`. Slices of other ids are dropped.
     """
-    places, is_among = search(ids, tf.cast(slices.indices, ids.dtype))
+    looked_up = tf.cast(slices.indices, ids.dtype)
+    # XLA would compare each id with each.
+    places, is_among = (search if is_compiled_by_xla() else _search_whole)(ids, looked_up)
     num_ids = num_rows_of(ids) if length is None else length
-    return sum_by_segment(slices.values, tf.where(is_among, places, -1), num_ids)
+    segments = tf.where(is_among, places, -1)
+    return sum_by_segment(slices.values, segments, num_ids, is_on_gpu(ids))
+
+
+def _search_whole(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `search`, in one operation that is given all ids."""
+    read = ids.read_value()
+    above = tf.raw_ops.UpperBound(
+        sorted_inputs=read[None], values=looked_up[None], out_type=tf.int64
+    )
+    places = tf.maximum(above[0] - 1, 0)
+    return places, tf.gather(read, places) == looked_up
 
 
 def search(ids: tf.Variable, looked_up: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """For each id that is looked up its place among `ids`, int64, and whether it is there."""
+    """For each id that is looked up its place among `ids`, int64, and whether it is there.
+
+    Reads those ids alone that it compares.
+    """
     num_ids = num_rows_of(ids)
-    last = tf.cast(num_ids - 1, ids.dtype)
-    lowest, highest = gather_rows(ids, 0), gather_rows(ids, last)
 
-    def by_halving() -> tf.Tensor:
-        def halve(num_left: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            half = num_left // 2
-            further = places + tf.cast(half, places.dtype)
-            is_further = gather_rows(ids, further) <= looked_up
-            return num_left - half, tf.where(is_further, further, places)
+    def halve(num_left: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        half = num_left // 2
+        further = places + tf.cast(half, places.dtype)
+        is_further = gather_rows(ids, further) <= looked_up
+        return num_left - half, tf.where(is_further, further, places)
 
-        # Not `tf.searchsorted`: it reads all ids, and XLA compares each with each.
-        first = [num_ids, tf.zeros_like(looked_up)]
-        return tf.while_loop(lambda num_left, _: num_left > 1, halve, first)[1]
-
-    # Ids that are a range need no search.
-    places = tf.cond(
-        highest - lowest == last,
-        lambda: tf.clip_by_value(looked_up - lowest, 0, last),
-        by_halving,
-    )
+    num_left, places = num_ids, tf.zeros_like(looked_up)
+    if is_compiled_by_xla():
+        # Not a loop, in which a GPU waits for the host. XLA drops the steps that halve nothing.
+        for _ in range(num_ids.dtype.max.bit_length()):
+            num_left, places = halve(num_left, places)
+    else:
+        last = tf.cast(num_ids - 1, ids.dtype)
+        lowest, highest = gather_rows(ids, 0), gather_rows(ids, last)
+        # Ids that are a range need no search.
+        places = tf.cond(
+            highest - lowest == last,
+            lambda: tf.clip_by_value(looked_up - lowest, 0, last),
+            lambda: tf.while_loop(lambda left, _: left > 1, halve, [num_left, places])[1],
+        )
     return places, gather_rows(ids, places) == looked_up
 
 

@@ -239,6 +239,11 @@ def num_rows_of(variable: tf.Variable) -> tf.Tensor:
     return tf.raw_ops.VariableShape(input=variable.handle)[0]
 
 
+def is_on_gpu(variable: tf.Variable) -> bool:
+    """Whether a variable lies in the memory of a GPU."""
+    return "GPU" in variable.device
+
+
 def strategy_of(variable: keras.Variable) -> tf.distribute.Strategy:
     """The strategy that a variable was made in."""
     return getattr(variable.value, "distribute_strategy", tf.distribute.get_strategy())

@@ -203,7 +203,7 @@ def test_lazy_adam_is_the_sparse_adam_of_pytorch():
         ours.apply([slices], [table])
         indices = torch.from_numpy(slices.indices.numpy())[None]
         parameter.grad = torch.sparse_coo_tensor(
-            indices, torch.from_numpy(slices.values.numpy()), table.shape
+            indices, torch.from_numpy(slices.values.numpy()), tuple(table.shape)
         )
         theirs.step()
     # The two add their epsilon in other places.
@@ -332,9 +332,15 @@ def test_rows_that_no_batch_looks_up_keep_their_bits(base, options):
     assert np.flatnonzero(moved).tolist() == sorted({*X.ravel()} & {*range(4, NUM_ROWS)})
 
 
-def test_keras_does_not_choose_xla_for_a_lazy_model():
-    model, _ = model_of(lazily)
+@pytest.mark.parametrize("options", [{}, {"jit_compile": "auto"}])
+def test_keras_does_not_choose_xla_for_a_lazy_model(options, monkeypatch):
+    gpu = tf.config.PhysicalDevice(name="/physical_device:GPU:0", device_type="GPU")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [gpu])
+    stock, _ = model_of(lambda words: "adam", keras.Model)
+    assert stock.jit_compile
+    model, _ = model_of(lazily, **options)
     assert not model.jit_compile
+    assert model.get_compile_config()["jit_compile"] is False
     model, _ = model_of(lazily, jit_compile=True)
     with pytest.raises(ValueError, match="jit_compile=False"):
         model.fit(X, Y, verbose=0)
