@@ -58,6 +58,9 @@ READERS = {
         functools.reduce(lambda x, gate: x + x * gate, [0.5] * 3, x), axis=1
     ),
     "masked places": lambda x: tf.reduce_sum(tf.where(odd_places(x), x, 0.0), axis=1),
+    "each number alone": lambda x: tf.reduce_mean(
+        tf.reshape(x, [tf.shape(x)[0], -1, WIDTH, 1]), axis=1
+    ),
     "of squares": lambda x: tf.reduce_sum(x**2, axis=1),
     "largest": lambda x: tf.reduce_max(x, axis=1),
     "padded": lambda x: tf.reduce_sum(tf.pad(x, [[0, 0], [1, 0], [0, 0]]), axis=1),
@@ -65,6 +68,7 @@ READERS = {
 
 # Whose gradient is no repetition, or one that the rules do not know.
 MADE_WHOLE = {
+    "each number alone",
     "gated",
     "largest",
     "of squares",
@@ -133,14 +137,29 @@ def of_one_row(table, texts, ids):
     return tape.gradient(loss, table)
 
 
-def by_hand(table, texts, ids):
+def by_hand(table, texts, ids, *more_sizes):
     """Slices whose shape leaves a size to be found out."""
     rows = tf.gather(table, ids)
     with tf.GradientTape() as tape:
         tape.watch(rows)
         loss = tf.reduce_sum(tf.sin(tf.reduce_mean(rows, axis=1) * texts))
-    values = tf.reshape(tape.gradient(loss, rows), [-1, 1, WIDTH])
+    values = tf.reshape(tape.gradient(loss, rows), [-1, *more_sizes, WIDTH])
     return tf.IndexedSlices(tf.reshape(values, [-1, WIDTH]), tf.reshape(ids, [-1]))
+
+
+def by_hand_in_two_steps(table, texts, ids):
+    """Slices that have had an axis more."""
+    return by_hand(table, texts, ids, 1)
+
+
+def joined(slices):
+    values, indices = ([getattr(each, name) for each in slices] for name in ("values", "indices"))
+    return tf.IndexedSlices(tf.concat(values, axis=0), tf.concat(indices, axis=0))
+
+
+def twice_by_hand(table, texts, ids):
+    """Such slices of two lookups, joined."""
+    return joined([by_hand(table, each, ids) for each in (texts, -texts)])
 
 
 def of_two_tapes(table, texts, ids):
@@ -151,11 +170,12 @@ def of_two_tapes(table, texts, ids):
             read = [tf.reduce_mean(tf.gather(table, ids), axis=1) for _ in range(num_lookups)]
             loss = tf.reduce_sum(tf.sin(tf.add_n(read) * texts))
         slices.append(tape.gradient(loss, table))
-    values, indices = ([getattr(each, name) for each in slices] for name in ("values", "indices"))
-    return tf.IndexedSlices(tf.concat(values, axis=0), tf.concat(indices, axis=0))
+    return joined(slices)
 
 
-@pytest.mark.parametrize("gradient", [of_one_row, by_hand, of_two_tapes])
+@pytest.mark.parametrize(
+    "gradient", [of_one_row, by_hand, by_hand_in_two_steps, twice_by_hand, of_two_tapes]
+)
 def test_slices_may_be_put_together_in_any_way(gradient):
     table = tf.Variable(numbers(NUM_ROWS, WIDTH))
     places = tf.range(NUM_ROWS) % 3 - 1
