@@ -33,6 +33,9 @@ OUTPUTS = {
     "transposed in the product": lambda x, table: tf.matmul(x, table, transpose_b=True),
     "transposed before it": lambda x, table: x @ tf.transpose(table),
     "a batch of tables": lambda x, table: x @ tf.transpose(tf.expand_dims(table, 0), [0, 2, 1]),
+    "on the left": lambda x, table: tf.transpose(
+        tf.matmul(table, tf.reshape(x, [-1, WIDTH]), transpose_b=True)
+    )[None],
     "by labels": lambda x, table: tf.einsum("btd,vd->btv", x, table),
     "in low precision": in_low_precision,
     "scaled": lambda x, table: x @ tf.transpose(0.5 * table / 3.0),
@@ -114,6 +117,27 @@ def test_rows_along_any_axis(axis):
         return selected_rows(made, ids, axis % 3), tf.gather(made, ids, axis=axis)
 
     assert_same_bits(*both(value), "rows")
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("transposed", [(a, b) for a in (False, True) for b in (False, True)])
+@pytest.mark.parametrize("from_end", [-2, -1])
+def test_rows_of_a_product(from_end, transposed, batch):
+    ids = tf.Variable([0, 3], dtype=tf.int64)
+    sizes = [(4, 6), (6, 5)]
+    first, second = (
+        tf.constant(RANDOM.normal(size=(*batch, *(size[::-1] if is_turned else size))))
+        for size, is_turned in zip(sizes, transposed, strict=True)
+    )
+
+    @tf.function
+    def both(first, second):
+        made = tf.matmul(first, second, *transposed)
+        axis = made.shape.rank + from_end
+        return selected_rows(made, ids, axis), tf.gather(made, ids, axis=axis)
+
+    # A product of fewer rows may add in another order.
+    np.testing.assert_allclose(*both(first, second), rtol=1e-12)
 
 
 def test_an_eager_gradient_is_gathered():
