@@ -40,15 +40,22 @@ def needs(path: str, argument: str | None = None) -> pytest.MarkDecorator:
     )
 
 
+@functools.cache
+def has_muon() -> bool:
+    """Whether Keras has a `Muon` that steps on TensorFlow, as from 3.13 on."""
+    if (muon := feature("optimizers.Muon")) is None:
+        return False
+    variable = keras.Variable(tf.ones((2, 2)), name="kernel")
+    try:
+        muon(0.1).apply([tf.ones((2, 2))], [variable])
+    except AttributeError:  # it asks a variable of TensorFlow for its path
+        return False
+    return True
+
+
 def needs_muon() -> pytest.MarkDecorator:
-    """Skips where Keras has no `Muon`, or one that makes no step on TensorFlow, as up to 3.12."""
-    if (muon := feature("optimizers.Muon")) is not None:
-        variable = keras.Variable(tf.ones((2, 2)), name="kernel")
-        try:
-            muon(0.1).apply([tf.ones((2, 2))], [variable])
-        except AttributeError:  # it asks a variable of TensorFlow for its path
-            muon = None
-    return pytest.mark.skipif(muon is None, reason="this Keras has no Muon for TensorFlow")
+    """Skips where Keras has no `Muon` that steps on TensorFlow."""
+    return pytest.mark.skipif(not has_muon(), reason="this Keras has no Muon for TensorFlow")
 
 
 def skip_if_lacking(program: str) -> None:
