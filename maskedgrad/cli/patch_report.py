@@ -70,7 +70,8 @@ def text_of_comparison(compared: dict[str, Any]) -> str:
 def _described_grid(table: dict[str, Any]) -> Grid:
     shape, entries = tuple(table["shape"]), table["entries"]
     return Grid(
-        f"{_shown(table['path'])}: {len(entries):,} rows of a table of shape {shape}, "
+        f"{_shown(table['path'])}: {len(entries):,} row{'s' * (len(entries) != 1)} "
+        f"of a table of shape {shape}, "
         f"{table['dtype']}",
         ["row", "word", "norm", "moved"],
         [
