@@ -6,6 +6,7 @@ something is refused.
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def _show(options: argparse.Namespace) -> int:
     from maskedgrad.patches.patch import RowPatch
 
     described = description(RowPatch.load(options.patch))
-    print(_json(described) if options.json else text_of_description(described))
+    print(_json(described) if options.json else text_of_description(described, _width()))
     return 0
 
 
@@ -96,7 +97,7 @@ def _diff(options: argparse.Namespace) -> int:
     from maskedgrad.patches.patch import RowPatch
 
     compared = comparison(RowPatch.load(options.first), RowPatch.load(options.second))
-    print(_json(compared) if options.json else text_of_comparison(compared))
+    print(_json(compared) if options.json else text_of_comparison(compared, _width()))
     return 0 if compared["same"] else 1
 
 
@@ -128,8 +129,14 @@ def _export(options: argparse.Namespace) -> int:
         export_adapter(patch, options.new, options.peft, options.replace)
     else:
         export_vectors(patch, options.new, options.table, options.replace)
-    print(f"{options.new}: {options.patch}")
+    num_rows = sum(len(table.rows) for table in patch.tables.values())
+    print(f"{options.new}: {num_rows:,} rows of {options.patch}")
     return 0
+
+
+def _width() -> int | None:
+    """How wide the terminal is, or `None` where there is none: files have lines of any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _json(value: object) -> str:
