@@ -59,12 +59,12 @@ def cells_of(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 
 COLUMNS = [
+    "frozen rows\nchanged",
     "predict,\nafter/before",
     "evaluate,\nafter/before",
     "peak,\nMB",
     "state,\nMB",
     "replicas,\nMB",
-    "frozen rows\nchanged",
 ]
 
 MEANINGS = (
@@ -105,12 +105,12 @@ def _changed_rows(result: Result, floor: Result) -> str:
 CELLS: list[Callable[[Result, Result], str]] = [
     _milliseconds,
     _ratio_to_floor,
+    _changed_rows,
     _after_before("predict"),
     _after_before("evaluate"),
     _megabytes("peak_bytes"),
     _megabytes("state_bytes"),
     _megabytes("replica_bytes"),
-    _changed_rows,
 ]
 
 
