@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import os
+import re
+
+from docutils import nodes
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -73,7 +76,35 @@ def break_after_colon(app, what, name, obj, options, lines):  # noqa: PLR0917 Sp
         lines[:1] = lines[0].replace(": ", ":\n", 1).split("\n")
 
 
+def keep_numbers_whole(app, doctree, docname):
+    """A number and its per cent sign stay on one line, and so do "±" and what follows."""
+    for text in list(doctree.findall(nodes.Text)):
+        if not isinstance(text.parent, nodes.literal | nodes.FixedTextElement):
+            kept = re.sub(r"(?<=\d) (?=%)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
+            text.parent.replace(text, nodes.Text(kept))
+
+
+def break_names_at_their_parts(app, pagename, templatename, context, doctree):
+    """A long name in a table breaks after a dot or an underscore, an option of a command nowhere.
+
+    Browsers break a name in the middle of a word otherwise, and `--jit` between its dashes. What is
+    copied from the page stays the same.
+    """
+
+    def breaking(span):
+        name = span[1]
+        if name.startswith("-"):
+            return f'<span class="pre option">{name}</span>'
+        parted = re.sub(r"(?<=[A-Za-z0-9])[._(=/]+(?=\w|&quot;)", r"\g<0><wbr>", name)
+        return f'<span class="pre">{parted}</span>'
+
+    if "body" in context:
+        context["body"] = re.sub(r'<span class="pre">([^<]*)</span>', breaking, context["body"])
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", break_after_colon, priority=400)  # napoleon has 500
     app.connect("autodoc-skip-member", is_called_by_keras)
+    app.connect("doctree-resolved", keep_numbers_whole)
+    app.connect("html-page-context", break_names_at_their_parts)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskedgrad.cli import bench, bench_work, main
-from maskedgrad.cli.bench_report import FLOOR, Result, ratio
+from maskedgrad.cli.bench_report import FLOOR, Result, draw, ratio
 from maskedgrad.cli.bench_work import Case, PeakMemory, changed_rows, trainable_ids, work
 from maskedgrad.cli.bench_worker import WAYS, batches_of, build, measure, training_time
 from tests.features import needs
@@ -96,6 +96,17 @@ def test_a_sweep_measures_each_value(tmp_path):
     results = json.loads(path.read_text())["results"]
     assert [result["case"]["trainable"] for result in results] == [3, 30]
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_noise_is_not_drawn_as_a_steep_curve():
+    """A step that takes a tenth longer lies a tenth of the figure higher, at the most."""
+    pytest.importorskip("matplotlib")
+    results = [Result({"way": FLOOR, "rows": n}, [{"step": s}]) for n, s in [(10, 1), (99, 1.1)]]
+    (axes,) = draw(results, "rows").axes
+    low, high = axes.transAxes.inverted().transform(
+        axes.transData.transform([(10, 1e3), (99, 1.1e3)])
+    )
+    assert 0 < high[1] - low[1] <= 0.1
 
 
 def test_it_knows_the_ways_that_it_offers():

@@ -131,5 +131,9 @@ def test_no_number_is_cut_however_narrow_the_terminal(data, width, num_columns):
     print_table(Console(width=width, file=printed), headings, rows)
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    assert all(any(cell in line for line in lines) for row in rows for cell in row)
+    assert all(
+        any(line.split(" ")[1:3] == name.split(" ") and cell in line for line in lines)
+        for name, *cells in rows
+        for cell in cells
+    ), "each cell stands in a line with the name of its row"
     assert "…" not in printed.getvalue()

@@ -42,6 +42,7 @@ def test_the_site_is_built_and_whole(tmp_path):
     assert_a_page_loads_nothing_from_elsewhere(site)
     assert_a_page_has_the_version_links_to_the_source_and_buttons_that_copy(site)
     assert_names_of_keras_and_tensorflow_are_links(site)
+    assert_lines_break_where_a_reader_would(site)
 
 
 def assert_every_page_is_built(site):
@@ -80,6 +81,15 @@ def assert_names_of_keras_and_tensorflow_are_links(site):
     page = (site / "api.html").read_text("utf-8")
     assert 'href="https://keras.io/api/models/model/#keras.Model"' in page
     assert 'href="https://www.tensorflow.org/api_docs/python/tf/IndexedSlices#' in page
+
+
+def assert_lines_break_where_a_reader_would(site):
+    page = (site / "performance.html").read_text("utf-8")
+    assert '<span class="pre option">--jit</span>' in page
+    assert "pretrained_<wbr>embedding" in page
+    text = re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+    assert "13\N{NO-BREAK SPACE}%" in text
+    assert not re.search(r"\d %", text)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)

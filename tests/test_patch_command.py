@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("safetensors")
 
 from maskedgrad import MaskedModel, load_vectors
 from maskedgrad.cli import main
+from maskedgrad.cli.patch_report import description, text_of_description
 from maskedgrad.cli.patched_file import apply_to_file
 from maskedgrad.patches import RowPatch, TablePatch, read_adapter
 from maskedgrad.patches.table import frozen_digest
@@ -537,6 +539,29 @@ def test_many_rows_are_shown_in_part_and_numbers_that_are_none_as_such(tmp_path,
     assert "... and 10 more" in printed.out
     _, shown = run_json(capsys, "show", tmp_path / "patch")
     assert shown["tables"][0]["entries"][1] == {"row": 1, "word": None, "norm": None, "moved": None}
+
+
+@given(
+    st.lists(st.text(max_size=60), min_size=1, max_size=6, unique=True),
+    st.integers(60, 100),
+)
+@example(["w" * 50, "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 50], 60)
+def test_a_terminal_cuts_words_and_no_number(words, width):
+    rows = Rows(range(2_000_000_000, 2_000_000_000 + len(words)), 2_100_000_000)
+    values = np.full((len(words), 1), 12345.678, "float32")
+    table = TablePatch(PATH, rows, values, -values, "ab" * 32, words)
+    described = {**description(RowPatch(table)), "checksum": "ab" * 32}
+    text = text_of_description(described, width)
+    assert all(columns_of(line) <= width for line in text.splitlines() if "ab" * 32 not in line)
+    for entry in described["tables"][0]["entries"]:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {entry['row']} ")]
+        assert line.split()[-2:] == ["12345.7", "24691.4"]
+
+
+def columns_of(line):
+    """How many columns of a terminal a line takes."""
+    signs = [sign for sign in line if not unicodedata.combining(sign)]
+    return len(signs) + sum(unicodedata.east_asian_width(sign) in "FW" for sign in signs)
 
 
 def test_a_patch_from_anywhere_cannot_command_a_terminal(tmp_path, capsys):

@@ -408,7 +408,7 @@ def test_rows_that_the_source_lacks_are_counted(saved, tmp_path, capsys):
     (tmp_path / "vectors.txt").write_text("".join(lines[:-2]))
     options = ["--against", tmp_path / "vectors.txt", "--vocabulary", tmp_path / "words.txt"]
     assert main(["verify", str(path), *map(str, options)]) == 0
-    assert "1 frozen rows are not in the source" in capsys.readouterr().out
+    assert "1 frozen row is not in the source" in capsys.readouterr().out
 
 
 def test_a_member_of_an_archive_is_a_source(saved, tmp_path, capsys):

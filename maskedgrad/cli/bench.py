@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskedgrad.cli.bench_report import FLOOR, Case, Measurement, Result, cells_of, draw
+from maskedgrad.cli.bench_report import FLOOR, MEANINGS, Case, Measurement, Result, cells_of, draw
 from maskedgrad.cli.bench_work import REFUSED
 from maskedgrad.cli.console import TIMES_MASK_NOTE, make_console, print_table
 from maskedgrad.cli.options import check_absent, path_in_directory, path_of_figure, positive
@@ -79,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jit", action="store_true", help="compile with XLA")
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, metavar="WAY", default=WAYS, help=f"of {WAYS}"
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        metavar="WAY",
+        default=WAYS,
+        help=f"of {', '.join(map(repr, WAYS))} (default: all of them)",
     )
     parser.add_argument(
         "--peers", action="store_true", help="PyTorch and PEFT too, where they are installed"
@@ -134,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
         same = [r for r in results if r.case[options.sweep or "model"] == value]
         title = f"{options.sweep}: {value:,}" if options.sweep else None
         print_table(console, *cells_of(same), title)
+    console.print(MEANINGS)
     if "gradient times mask" in ways:
         console.print(TIMES_MASK_NOTE)
     if options.json:

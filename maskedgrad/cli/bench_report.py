@@ -12,6 +12,7 @@ Measurement = dict[str, Any]
 # Okabe and Ito's colours, which can be told apart without seeing all colours.
 COLOURS = ["#000000", "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7", "#999999"]
 MARKERS = "os^Dvx*P"
+LEAST_SPAN = 10  # of a logarithmic axis: the highest value by the lowest
 AXES = {
     "rows": "rows of the table",
     "trainable": "rows that train",
@@ -58,13 +59,19 @@ def cells_of(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 
 COLUMNS = [
+    "frozen rows\nchanged",
     "predict,\nafter/before",
     "evaluate,\nafter/before",
     "peak,\nMB",
     "state,\nMB",
     "replicas,\nMB",
-    "frozen rows\nchanged",
 ]
+
+MEANINGS = (
+    "predict and evaluate: the time that they take after the training, by the time before it. "
+    "peak: the most memory that was in use above the table. state: what the optimizer keeps. "
+    "replicas: the gradients of a step, which devices that train together send each other."
+)
 
 
 def _milliseconds(result: Result, floor: Result) -> str:
@@ -98,12 +105,12 @@ def _changed_rows(result: Result, floor: Result) -> str:
 CELLS: list[Callable[[Result, Result], str]] = [
     _milliseconds,
     _ratio_to_floor,
+    _changed_rows,
     _after_before("predict"),
     _after_before("evaluate"),
     _megabytes("peak_bytes"),
     _megabytes("state_bytes"),
     _megabytes("replica_bytes"),
-    _changed_rows,
 ]
 
 
@@ -133,6 +140,8 @@ def draw(results: Sequence[Result], sweep: str | None) -> Any:
 
 
 def _draw_lines(axes: Any, results: Sequence[Result], ways: Sequence[str], sweep: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for place, way in enumerate(ways):
         swept = [result for result in results if result.case["way"] == way]
         axes.loglog(
@@ -144,6 +153,15 @@ def _draw_lines(axes: Any, results: Sequence[Result], ways: Sequence[str], sweep
             label=way,
         )
     axes.set(xlabel=AXES[sweep], ylabel="training step, ms")
+    lowest, highest = axes.get_ylim()
+    if highest < LEAST_SPAN * lowest:
+        # Noise of some per cent would fill the figure, and look like a steep curve.
+        middle, half = (lowest * highest) ** 0.5, LEAST_SPAN**0.5
+        axes.set_ylim(middle / half, middle * half)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 

@@ -1,6 +1,6 @@
 """What the demo and the benchmark print: on a terminal of any width, or into a file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 WIDTH_OF_FILES = 130  # as wide as the widest table
@@ -29,7 +29,10 @@ def make_console(**options: Any) -> Any:
 def print_table(
     console: Any, headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
-    """Prints a table; or its rows one below the other, where it does not fit.
+    """Prints a table, in parts one below the other where it does not fit.
+
+    Each part has the names of the rows. Where they do not fit beside any other
+    column, the cells of each row are listed.
 
     Args:
         console: a `rich` console.
@@ -45,22 +48,45 @@ def print_table(
     maskedgrad
       frozen rows changed: 0
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.measure import Measurement
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    widest = console.options.update(max_width=10_000)
-    if Measurement.get(console, widest, table).maximum <= console.width:
-        console.print(table)
-        return
+    parts = list(_parts(console, headings, rows))
     if title:
         console.print(title, soft_wrap=True)
+    if all(parts):
+        for columns in parts:
+            console.print(_table(headings, rows, columns))
+        return
     for name, *cells in rows:
         console.print(name, soft_wrap=True)
         for heading, cell in zip(headings[1:], cells, strict=True):
             console.print(f"  {' '.join(heading.split())}: {cell}", soft_wrap=True)
+
+
+def _parts(
+    console: Any, headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Iterator[Sequence[int]]:
+    """Columns that fit beside the first one, as many as do; an empty part last if none does."""
+    from rich.measure import Measurement
+
+    widest = console.options.update(max_width=10_000)
+    rest = range(1, len(headings))
+    while rest:
+        width_of = {
+            count: Measurement.get(console, widest, _table(headings, rows, rest[:count])).maximum
+            for count in range(1, len(rest) + 1)
+        }
+        most = max((count for count in width_of if width_of[count] <= console.width), default=0)
+        yield rest[:most]
+        rest = rest[most:] if most else range(0)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Any:
+    """A `rich` table of the names of the rows and some other columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in (0, *columns):
+        table.add_column(headings[column], justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[column] for column in (0, *columns)))
+    return table

@@ -56,8 +56,8 @@ def compared(summaries: Mapping[str, Summary]) -> list[str]:
     ...     return {"accuracies": accuracies, "frozen_rows_changed": changed}
     >>> ways = {"table frozen": way(0.7, 0.2, 0), "table trainable": way(0.6, 1.0, 9)}
     >>> print(*compared({**ways, "maskedgrad": way(0.69, 1.0, 0)}), sep="\\n")
-    Points beside the frozen table, unseen words: table trainable -10.0; maskedgrad -1.0.
-    Points beside the table trained whole, symbols: table frozen -80.0; maskedgrad +0.0.
+    Unseen words, in points above the frozen table: table trainable -10.0; maskedgrad -1.0.
+    Symbols, in points above the table trained whole: table frozen -80.0; maskedgrad +0.0.
     """
     lines = []
     for test, base, name in [
@@ -67,7 +67,9 @@ def compared(summaries: Mapping[str, Summary]) -> list[str]:
         if base in summaries:
             points = {way: 100 * summary["accuracies"][test] for way, summary in summaries.items()}
             others = [f"{way} {points[way] - points[base]:+.1f}" for way in points if way != base]
-            lines.append(f"Points beside the {name}, {test}: {'; '.join(others) or 'no way'}.")
+            lines.append(
+                f"{test.capitalize()}, in points above the {name}: {'; '.join(others) or 'no way'}."
+            )
     return lines
 
 

@@ -12,6 +12,7 @@ OPTION_OF = {
     "strict=False": "--no-strict",
     "allow_nonfinite=True": "--allow-nonfinite",
     "`vocabulary`": "--vocabulary",
+    "Leave these rows out by `rows=`, or write": "Write",
 }
 
 

@@ -6,9 +6,11 @@ something is refused.
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from maskedgrad.cli.options import in_a_shell, read_words
 
@@ -17,16 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command to `parser`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    show = actions.add_parser("show", help="what a patch holds")
+    show = _add_action(actions, "show", "what a patch holds")
     show.add_argument("patch", type=Path, metavar="PATCH", help="the file of a row patch")
     show.add_argument("--json", action="store_true", help="print all of it, as JSON")
 
-    diff = actions.add_parser("diff", help="how two patches differ")
+    diff = _add_action(actions, "diff", "how two patches differ")
     diff.add_argument("first", type=Path, metavar="FIRST", help="the file of a row patch")
     diff.add_argument("second", type=Path, metavar="SECOND", help="the file of another")
     diff.add_argument("--json", action="store_true", help="print all of it, as JSON")
 
-    apply = actions.add_parser("apply", help="apply a patch to a saved model, into a new file")
+    apply = _add_action(actions, "apply", "apply a patch to a saved model, into a new file")
     apply.add_argument("patch", type=Path, metavar="PATCH", help="the file of a row patch")
     apply.add_argument("model", type=Path, metavar="MODEL", help="a .keras or .weights.h5 file")
     apply.add_argument("new", type=Path, metavar="NEW", help="the new file, of the same kind")
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     apply.add_argument("--replace", action="store_true", help="replace NEW if it exists")
 
-    export = actions.add_parser("export", help="write the rows as word vectors, or for PEFT")
+    export = _add_action(actions, "export", "write the rows as word vectors, or for PEFT")
     export.add_argument("patch", type=Path, metavar="PATCH", help="the file of a row patch")
     export.add_argument(
         "new",
@@ -67,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--replace", action="store_true", help="replace NEW if it exists")
 
 
+def _add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    return actions.add_parser(name, help=summary, description=description)
+
+
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     try:
@@ -81,7 +88,7 @@ def _show(options: argparse.Namespace) -> int:
     from maskedgrad.patches.patch import RowPatch
 
     described = description(RowPatch.load(options.patch))
-    print(_json(described) if options.json else text_of_description(described))
+    print(_json(described) if options.json else text_of_description(described, _width()))
     return 0
 
 
@@ -90,7 +97,7 @@ def _diff(options: argparse.Namespace) -> int:
     from maskedgrad.patches.patch import RowPatch
 
     compared = comparison(RowPatch.load(options.first), RowPatch.load(options.second))
-    print(_json(compared) if options.json else text_of_comparison(compared))
+    print(_json(compared) if options.json else text_of_comparison(compared, _width()))
     return 0 if compared["same"] else 1
 
 
@@ -122,8 +129,14 @@ def _export(options: argparse.Namespace) -> int:
         export_adapter(patch, options.new, options.peft, options.replace)
     else:
         export_vectors(patch, options.new, options.table, options.replace)
-    print(f"{options.new}: {options.patch}")
+    num_rows = sum(len(table.rows) for table in patch.tables.values())
+    print(f"{options.new}: {num_rows:,} rows of {options.patch}")
     return 0
+
+
+def _width() -> int | None:
+    """How wide the terminal is, or `None` where there is none: files have lines of any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _json(value: object) -> str:

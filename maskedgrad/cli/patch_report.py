@@ -53,24 +53,24 @@ def comparison(first: RowPatch, second: RowPatch) -> dict[str, Any]:
     return {"same": first == second, "tables": tables}
 
 
-def text_of_description(described: dict[str, Any]) -> str:
-    """A `description` for people: a few rows of each table."""
-    return text_of(
-        Grid(f"checksum {described['checksum']}"), *map(_described_grid, described["tables"])
-    )
+def text_of_description(described: dict[str, Any], width: int | None = None) -> str:
+    """A `description` for people: a few rows of each table, in lines of some width."""
+    grids = map(_described_grid, described["tables"])
+    return text_of(Grid(f"checksum {described['checksum']}"), *grids, width=width)
 
 
-def text_of_comparison(compared: dict[str, Any]) -> str:
-    """A `comparison` for people: a few rows of each table."""
+def text_of_comparison(compared: dict[str, Any], width: int | None = None) -> str:
+    """A `comparison` for people: a few rows of each table, in lines of some width."""
     if compared["same"]:
         return "the patches are the same"
-    return text_of(*map(_compared_grid, compared["tables"]))
+    return text_of(*map(_compared_grid, compared["tables"]), width=width)
 
 
 def _described_grid(table: dict[str, Any]) -> Grid:
     shape, entries = tuple(table["shape"]), table["entries"]
     return Grid(
-        f"{_shown(table['path'])}: {len(entries):,} rows of a table of shape {shape}, "
+        f"{_shown(table['path'])}: {len(entries):,} row{'s' * (len(entries) != 1)} "
+        f"of a table of shape {shape}, "
         f"{table['dtype']}",
         ["row", "word", "norm", "moved"],
         [

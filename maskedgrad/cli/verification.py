@@ -49,14 +49,19 @@ class Comparison:
     def __str__(self) -> str:
         lines = [
             f"{self.table}: {self.different.num_rows:,} rows, {self.trainable:,} of them trainable",
-            f"  {self.same:,} frozen rows are the source's, bit for bit",
+            f"  {_frozen_rows(self.same, 'is', 'are')} the source's, bit for bit",
         ]
         if len(self.different):
-            lines.append(f"  {len(self.different):,} frozen rows differ, furthest by:")
+            differ = _frozen_rows(len(self.different), "differs", "differ")
+            lines.append(f"  {differ}, furthest by:")
             lines += [f"    row {row}: {_number(value)}" for row, value in self.furthest]
         if len(self.absent):
-            lines.append(f"  {len(self.absent):,} frozen rows are not in the source")
+            lines.append(f"  {_frozen_rows(len(self.absent), 'is', 'are')} not in the source")
         return "\n".join(lines)
+
+
+def _frozen_rows(number: int, of_one: str, of_many: str) -> str:
+    return f"{number:,} frozen {f'row {of_one}' if number == 1 else f'rows {of_many}'}"
 
 
 def compare_files(

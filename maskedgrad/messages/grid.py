@@ -2,12 +2,15 @@
 
 import html
 import re
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 MOST_ROWS = 20
 LONGEST_CELL = 40
+SHORTEST_CELL = 8
+INDENT, GAP = "  ", "  "
 
 is_number = re.compile(r"[+-]?[\d,.]*(e[+-]?\d+)?%?").fullmatch
 
@@ -31,8 +34,14 @@ class Grid(NamedTuple):
         return [*([f"... and {more:,} more"] if more > 0 else []), *self.notes]
 
 
-def text_of(*grids: Grid) -> str:
+def text_of(*grids: Grid, width: int | None = None) -> str:
     """Grids as lines of text, in which columns are aligned.
+
+    Args:
+        grids: what is shown.
+        width: how many columns of a terminal a line may take; any number if left
+            out. Words are cut then, and titles and notes go on in another line.
+            Numbers stay whole.
 
     Example:
 
@@ -42,7 +51,7 @@ def text_of(*grids: Grid) -> str:
       cat      1.5
       mouse   10.0
     """
-    return "\n\n".join("\n".join(_lines_of(grid)) for grid in grids)
+    return "\n\n".join("\n".join(_lines_of(grid, width)) for grid in grids)
 
 
 def html_of(*grids: Grid) -> str:
@@ -75,19 +84,56 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 3]}..."
 
 
-def _lines_of(grid: Grid) -> list[str]:
+def _lines_of(grid: Grid, width: int | None) -> list[str]:
     cells = [list(map(cut, row)) for row in grid.rows[:MOST_ROWS]]
     table = [list(grid.columns), *cells] if grid.columns else cells
     widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
     right = [all(map(is_number, column)) for column in zip(*cells, strict=True)]
+    if width is not None and cells:
+        widths = _narrowed(widths, right, width - len(INDENT) - len(GAP) * (len(widths) - 1))
     lines = [
-        "  ".join(
-            _padded(cell, width, is_right)
-            for cell, width, is_right in zip(row, widths, right, strict=True)
+        GAP.join(
+            _padded(_shortened(cell, room), room, is_right)
+            for cell, room, is_right in zip(row, widths, right, strict=True)
         )
         for row in (table if cells else [])
     ]
-    return [grid.title, *(f"  {line}".rstrip() for line in [*lines, *grid.below])]
+    return [
+        *_wrapped(grid.title, width, ""),
+        *(f"{INDENT}{line}".rstrip() for line in lines),
+        *(line for note in grid.below for line in _wrapped(note, width, INDENT)),
+    ]
+
+
+def _narrowed(widths: Sequence[int], right: Sequence[bool], room: int) -> list[int]:
+    """The widths of columns that share some room: those of words become narrower, down to a few."""
+    narrowed = list(widths)
+    words = [place for place, is_right in enumerate(right) if not is_right]
+    while sum(narrowed) > room and any(narrowed[place] > SHORTEST_CELL for place in words):
+        narrowed[max(words, key=narrowed.__getitem__)] -= 1
+    return narrowed
+
+
+def _shortened(text: str, width: int) -> str:
+    """A text that takes at most so many columns of a terminal."""
+    if _width(text) <= width:
+        return text
+    return next(
+        short for end in range(len(text), -1, -1) if _width(short := f"{text[:end]}...") <= width
+    )
+
+
+def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
+    if width is None:
+        return [f"{indent}{text}".rstrip()]
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}{INDENT}",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _html_of(grid: Grid) -> str:

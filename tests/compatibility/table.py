@@ -113,7 +113,9 @@ def _section(section: str) -> str:
         f"| {row.what} | {'works' if row.works else '**refused**'} | {row.note} |"
         for row in sorted(rows, key=lambda row: (not row.works, row.what.casefold()))
     ]
-    return "\n".join([f"## {section}\n", "| what | | to know |", "|---|---|---|", *lines, ""])
+    return "\n".join(
+        [f"## {section}\n", "| what | result | to know |", "|---|---|---|", *lines, ""]
+    )
 
 
 if __name__ == "__main__":
