@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel
+from maskedgrad.rows import chunks
 from maskedgrad.testing import assert_same_bits, bits
-from maskedgrad.vectors import pretrained
 from maskedgrad.vectors.pretrained import pretrained_embedding
 
 
@@ -30,7 +30,7 @@ def random_matrix(num_rows=7, width=3, dtype="float32"):
 def test_the_table_has_the_bits_of_the_matrix(shape, dtype, chunk_bytes):
     matrix = random_matrix(*shape, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
         words = pretrained_embedding(matrix, dtype=dtype)
     assert_same_bits(words.get_weights()[0], matrix, "table")
 

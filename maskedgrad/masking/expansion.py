@@ -91,8 +91,8 @@ def _parts_made_of_less(values: tf.Tensor) -> list[Made] | None:
 def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
     """What a tensor is made of; `None` where some of that is as large as the tensor.
 
-    Or where an operation is met that was `seen`: one that several share would be
-    made again for each, and each one before it, as often as there are ways to it.
+    Also `None` at an operation that was `seen` before: if several share one, it
+    would be made again for each of them, and so would all those before it.
     """
     op, rank = tensor.op, tensor.shape.rank
     is_here = tensor.graph is tf.compat.v1.get_default_graph()

@@ -22,10 +22,9 @@ NUM_IDLE_STEPS = 12
 class RowSteps(NamedTuple):
     """How an optimizer steps rows.
 
-    `problem` says why a step on some rows alone, with their state, is another
-    than on a table whose other rows have no gradient; empty if it is the same.
-    `keeps_idle_rows` tells whether rows whose gradient is zero keep their bits
-    and those of their state, and leave the step of other rows as it is.
+    `problem`: why a step on some rows alone, with their state, differs from one on a table whose
+    other rows have no gradient; empty if it does not. `keeps_idle_rows`: whether rows of which the
+    gradient is zero keep their bits and those of their state, and change no step of other rows.
     """
 
     problem: str

@@ -81,8 +81,14 @@ def view_of(target: Any) -> TableView:
     raise TypeError(
         "A table must be a layer, a model whose optimizer masks one table, one of "
         "`optimizer.masked_tables()`, a `keras.Variable` or an array. "
-        f"Received: {describe(target)}. A layer is found by its name: `model.get_layer(name)`."
+        f"Received: {describe(target)}. {_advice_for(target)}"
     )
+
+
+def _advice_for(target: Any) -> str:
+    if isinstance(target, (list, tuple)):
+        return "`layer.get_weights()` is a list of arrays, of which the table is one."
+    return "A layer is found by its name: `model.get_layer(name)`."
 
 
 def of_variable(variable: keras.Variable, axis: int = 0, rows: Rows | None = None) -> TableView:

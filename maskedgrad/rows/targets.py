@@ -161,6 +161,8 @@ def _advice_for(target: Any) -> str:
             "It is a layer of Keras 2. Make it, and the model, of Keras 3: `keras.layers."
             f"{type(target).__name__}`."
         )
+    if isinstance(target, type):
+        return "Name the layer itself, and not its class: `model.get_layer(name)`."
     return "A variable is named by its path: `variable.path`."
 
 
@@ -375,15 +377,21 @@ def _of_path(path: str, variables: Sequence[keras.Variable]) -> list[keras.Varia
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{shorten(path)} is neither the path of a variable nor a regular expression "
-            f"({error}). The paths are{listing(variables)}"
+            f"({error}). {_about_patterns(path)}The paths are{listing(variables)}"
         ) from error
     if not matches:
         raise ValueError(
             f"The target {path!r} matches none of the variables that are trained"
-            f"{listing(variables)}{_nearest(path, variables)}A variable of a frozen layer is not "
-            "among them."
+            f"{listing(variables)}{_nearest(path, variables)}{_about_patterns(path)}A variable of "
+            "a frozen layer is not among them, nor one that is no `keras.Variable`."
         )
     return matches
+
+
+def _about_patterns(path: str) -> str:
+    """A hint where a path may be meant as a pattern of file names."""
+    is_glob = "*" in path and ".*" not in path
+    return "In a regular expression `.*` stands for any text. " if is_glob else ""
 
 
 def _nearest(path: str, variables: Sequence[keras.Variable]) -> str:

@@ -92,7 +92,7 @@ def test_a_second_build_changes_nothing():
 def test_apply_without_variables_means_those_of_build():
     layer, other = built_layer(), kernel()
     optimizer = MaskedOptimizer("sgd", {layer: IDS})
-    with pytest.raises(ValueError, match="must be given the variables"):
+    with pytest.raises(ValueError, match="must be built"):
         optimizer.apply(dense_gradients(layer.embeddings))
     optimizer.build([layer.embeddings, other])
     before = other.numpy()
