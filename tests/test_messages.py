@@ -20,14 +20,16 @@ from maskedgrad import (
     nearest,
     pretrained_embedding,
     row_ids,
+    row_report,
     save_vectors,
     summary,
 )
 from maskedgrad.callbacks import BackupAndRestore
 from maskedgrad.cli.saved_tables import matrix_file
-from maskedgrad.patches import PatchRegistry
+from maskedgrad.patches import PatchRegistry, merge_patches
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.reports.counting import count_parameters
+from maskedgrad.reports.seen import times_seen
 
 VECTORS = {"cat": [1.0, 2.0], "dog": [3.0, 4.0]}
 
@@ -56,6 +58,11 @@ def built_model(target="words/embeddings"):
 def not_compiled():
     words = keras.layers.Embedding(5, 2, name="words")
     return MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+
+
+def model_of_many_layers():
+    layers = [keras.layers.Dense(1, name=str(number)) for number in range(12)]
+    return keras.Sequential([keras.Input((1,)), *layers])
 
 
 def backed_up_to(folder):
@@ -408,6 +415,26 @@ CASES = {
     "a patch of a file of a model": (
         lambda: patch().apply_to("model.keras"),
         (TypeError, "`model` must be a `keras.Model`", "'model.keras'", "load_model"),
+    ),
+    "a weight as text": (
+        lambda: merge_patches(patch(), patch(), built_model(), weight="0.5"),
+        (ValueError, "`weight` must be a number from 0 to 1", "weight='0.5'", "the share of"),
+    ),
+    "patches by their paths": (
+        lambda: merge_patches("city.patch", "town.patch", built_model()),
+        (TypeError, "must be a `RowPatch`", "'city.patch'", r"`RowPatch\.load\(path\)`"),
+    ),
+    "a patch by its path": (
+        lambda: row_report(built_model(), "city.patch"),
+        (TypeError, "`before` must be a `RowPatch`", "Received: 'city.patch'", "or a table"),
+    ),
+    "data with its labels": (
+        lambda: times_seen((np.ones((2, 3), int), np.ones(2, int)), np.arange(2)),
+        (TypeError, "must be integers, or batches", r"with their labels: \(array", "inputs alone"),
+    ),
+    "a model for its table": (
+        lambda: MaskedOptimizer("sgd", {model_of_many_layers(): [1]}),
+        (ValueError, "must own one table", "owns 24 variables:.*0/kernel.*and 4 more", "the layer"),
     ),
     "a registry of a list": (
         lambda: PatchRegistry(built_model(), [patch()]),

@@ -135,7 +135,10 @@ def before_of(before: Any, view: TableView) -> TableView:
     elif isinstance(before, np.ndarray) and _is_of_rows(before, view):
         return overlaid(view, view.rows.ids if view.rows else np.zeros(0, np.int64), before)
     else:
-        earlier = view_of(before)
+        try:
+            earlier = view_of(before)
+        except TypeError as error:
+            raise TypeError(f"`before` must be a `RowPatch`, or a table. {error}") from error
     _check_comparable(earlier, view)
     return earlier
 

@@ -235,8 +235,9 @@ def variables_before_build(name: Named) -> list[keras.Variable]:
     if name.axis is None and len(found) != 1:
         raise ValueError(
             f"A layer that is a target must own one table. {capitalized(describe(layer))} owns "
-            f"{len(found)} variables{listing(found)}Name the table by its path, or "
-            "what lies along one axis of all of them by `AlongAxis(layer, axis)`."
+            f"{len(found)} variables{listing(found)}Name the layer in it that owns the table, the "
+            "table by its path, or what lies along one axis of all of them by "
+            "`AlongAxis(layer, axis)`."
         )
     if name.axis is None and found[0].name.endswith("kernel"):
         raise ValueError(

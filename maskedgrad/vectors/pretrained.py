@@ -69,9 +69,11 @@ def _advice_for(matrix: Any) -> str:
 
 def _check_matrix(matrix: Any) -> None:
     if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiu":
+        is_array = isinstance(matrix, np.ndarray)
+        received = f"an array of dtype {matrix.dtype}" if is_array else shorten(matrix)
         raise TypeError(
             "`matrix` must be a NumPy array of real numbers, or a file of them mapped into "
-            f"memory. Received: {shorten(matrix)}. {_advice_for(matrix)}"
+            f"memory. Received: {received}. {_advice_for(matrix)}"
         )
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(

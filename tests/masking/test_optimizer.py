@@ -153,7 +153,7 @@ def test_set_weights_restores_the_state_through_any_wrapper():
     layer = built_layer()
     inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
     optimizer = MaskedOptimizer(inner, {layer: IDS})
-    with pytest.raises(ValueError, match="built optimizer"):
+    with pytest.raises(ValueError, match="must be built"):
         optimizer.set_weights([])
     optimizer.apply(dense_gradients(layer.embeddings), [layer.embeddings])
     saved = [variable.numpy() for variable in optimizer.variables]
