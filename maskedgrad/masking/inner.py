@@ -25,8 +25,8 @@ def nested_optimizers(optimizer: Any) -> Iterator[Any]:
 def unbuilt_copy(optimizer: Any) -> Any:
     """A copy of an optimizer that is not built, and that shares nothing with it.
 
-    Keras copies an optimizer by its config, from which not each can be made
-    again; this copies what it holds.
+    Keras copies an optimizer by its config, from which not each can be made again. This copies what
+    it holds, but for the strategy that it was made in: a trial needs one device.
     """
     nested = list(nested_optimizers(optimizer))
     memo: dict[int, Any] = {id(each): object.__new__(type(each)) for each in nested}
@@ -81,7 +81,7 @@ def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Vari
 
 
 def made(make: Callable[..., Any], config: Any, **kwargs: Any) -> Any:
-    """What a function of Keras makes of the config of an inner optimizer."""
+    """Returns what a function of Keras makes of the config of an inner optimizer."""
     try:
         return make(config, **kwargs)
     except (TypeError, ValueError):

@@ -173,7 +173,7 @@ class Masking:
 
 
 def _facts_about(tables: Iterable[MaskedTable]) -> dict[str, str]:
-    """What the workers that train `tables` must agree on."""
+    """Returns the facts that the workers which train `tables` must agree on, by their names."""
     facts = {
         "the version of maskedgrad": __version__,
         "the version of Keras": keras.__version__,
