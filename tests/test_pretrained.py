@@ -85,7 +85,7 @@ def test_a_model_is_saved_and_loaded_without_this_package_in_its_config(tmp_path
 @pytest.mark.parametrize(
     ("matrix", "error", "message"),
     [
-        ([[1.0]], TypeError, r"\[\[1.0\]\]"),
+        ([[1.0]], TypeError, "[[1.0]]"),
         (np.array([["a"]]), TypeError, "<U1"),
         (np.array([[1j]]), TypeError, "complex128"),
         (np.zeros(3), ValueError, "(3,)"),

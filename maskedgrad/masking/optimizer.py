@@ -269,16 +269,15 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         grads = list(grads)
         if not grads:
             return
-        if trainable_variables is None:
-            trainable_variables = self._checked_masking().variables
-        trainable_variables = list(trainable_variables)
-        check_number(grads, trainable_variables)
-        self.build(trainable_variables)
-        read_whole_if_tied(grads, trainable_variables)
+        given = trainable_variables
+        variables = list(self._checked_masking().variables if given is None else given)
+        check_number(grads, variables)
+        self.build(variables)
+        read_whole_if_tied(grads, variables)
         if self._masking is None:
             fail_if_run()
             return
-        self._masking.step(grads, trainable_variables)
+        self._masking.step(grads, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Gradient, Any]]) -> Any:
         """Applies pairs of gradient and variable, and returns `iterations`."""
