@@ -60,7 +60,7 @@ class MaskedTrainStep(MultiWorkerSteps):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
-        # Behind it, Keras's own `compile` would take an optimizer that masks nothing.
+        # Else Keras's own `compile` comes first, and takes an optimizer that masks nothing.
         if keras.Model in order[: order.index(MaskedTrainStep)]:
             raise TypeError(
                 "`MaskedTrainStep` must come before `keras.Model`, whose methods it replaces. "
@@ -100,8 +100,8 @@ class MaskedTrainStep(MultiWorkerSteps):
             that it sees what trains and nothing else; also the one that Keras adds by
             itself under `mixed_float16`.
 
-            Without any argument nothing is compiled. A task of `keras_hub` calls
-            it so when it is made, and every row would train.
+            Without any argument nothing is compiled: a task of `keras_hub` calls it
+            so when it is made, before anybody can say which rows train.
 
             Args:
                 optimizer: a `MaskedOptimizer`, a loss scaler around one, or, if
@@ -214,7 +214,7 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     @override
     def make_train_function(self, force: bool = False) -> None:
-        # The function renews itself where it was traced for another K.
+        # The function renews itself if it was traced for another number of rows than train now.
         made = self.train_function
         super().make_train_function(force=force)
         if self.train_function is not made:

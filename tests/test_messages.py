@@ -30,6 +30,7 @@ from maskedgrad.patches import PatchRegistry, merge_patches
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.reports.counting import count_parameters
 from maskedgrad.reports.seen import times_seen
+from tests.properties.nonsense import OnAnotherDevice
 
 VECTORS = {"cat": [1.0, 2.0], "dog": [3.0, 4.0]}
 
@@ -69,13 +70,6 @@ def backed_up_to(folder):
     callback = BackupAndRestore(folder)
     callback.set_model(built_model())
     callback.on_train_begin()
-
-
-class OnAnotherDevice:
-    """As PyTorch has them."""
-
-    def __array__(self, dtype=None, copy=None):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
 
 
 def layer_of_keras_2():
@@ -209,6 +203,19 @@ CASES = {
     "a layer of Keras 2": (
         lambda: MaskedOptimizer("sgd", {layer_of_keras_2(): [1]}),
         (TypeError, "must be a layer", "Embedding object", r"Keras 3: `keras\.layers\.Embedding`"),
+    ),
+    "the table of a layer of Keras 2": (
+        lambda: nearest(layer_of_keras_2(), [1]),
+        (TypeError, "must be a layer", "Embedding object", r"Keras 3: `keras\.layers\.Embedding`"),
+    ),
+    "a layer of Keras 2 to extend": (
+        lambda: extend(layer_of_keras_2(), ["<city>"]),
+        (
+            TypeError,
+            "a model or an emb",
+            "Embedding object",
+            r"Keras 3: `keras\.layers\.Embedding`",
+        ),
     ),
     "the summary of a layer": (
         lambda: summary(keras.layers.Embedding(5, 2, name="words")),

@@ -13,7 +13,7 @@ from maskedgrad.masking.tables import row_reader
 from maskedgrad.messages import capitalized, shorten
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import SavedTable, find_saved, listing
-from maskedgrad.rows.targets import AlongAxis, MaskedTable, describe
+from maskedgrad.rows.targets import AlongAxis, MaskedTable, about_keras_2, describe
 
 CHUNK_NUMBERS = 2**21  # of float64, 16 MiB
 
@@ -88,7 +88,7 @@ def view_of(target: Any) -> TableView:
 def _advice_for(target: Any) -> str:
     if isinstance(target, (list, tuple)):
         return "`layer.get_weights()` is a list of arrays, of which the table is one."
-    return "A layer is found by its name: `model.get_layer(name)`."
+    return about_keras_2(target) or "A layer is found by its name: `model.get_layer(name)`."
 
 
 def of_variable(variable: keras.Variable, axis: int = 0, rows: Rows | None = None) -> TableView:

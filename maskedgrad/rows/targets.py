@@ -154,16 +154,21 @@ def _named(target: Any) -> Named:
     )
 
 
-def _advice_for(target: Any) -> str:
+def about_keras_2(target: Any) -> str:
+    """What to do with a layer of Keras 2, as a sentence; empty for anything else."""
     packages = {each.__module__.partition(".")[0] for each in type(target).__mro__}
     if packages & {"tf_keras", "tensorflow"} and hasattr(target, "trainable_weights"):
         return (
             "It is a layer of Keras 2. Make it, and the model, of Keras 3: `keras.layers."
             f"{type(target).__name__}`."
         )
+    return ""
+
+
+def _advice_for(target: Any) -> str:
     if isinstance(target, type):
         return "Name the layer itself, and not its class: `model.get_layer(name)`."
-    return "A variable is named by its path: `variable.path`."
+    return about_keras_2(target) or "A variable is named by its path: `variable.path`."
 
 
 def resolve(

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from maskedgrad.rows.rows import Rows
-from maskedgrad.rows.targets import describe
+from maskedgrad.rows.targets import about_keras_2, describe
 from maskedgrad.rows.vocabulary import advice_for_words, sample
 from maskedgrad.vectors.copies import Remade, copied
 from maskedgrad.vectors.initial_values import check_initializer, first_values
@@ -133,7 +133,10 @@ def centers(initializer: Any, table: np.ndarray) -> Any:
 
 def _checked_model(model: Any) -> Any:
     if not isinstance(model, keras.Layer):
-        raise TypeError(f"Expected a model or an embedding layer. Received: {describe(model)}")
+        raise TypeError(
+            f"Expected a model or an embedding layer. Received: {describe(model)}. "
+            f"{about_keras_2(model)}"
+        )
     if not model.built:
         raise ValueError(
             f"What is extended must be built, to have a table. Received: {describe(model)}, which "
