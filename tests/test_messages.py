@@ -48,17 +48,15 @@ def slices(width=2, num_rows=5):
     return tf.IndexedSlices(tf.ones((1, width)), tf.constant([0]), tf.constant([num_rows, width]))
 
 
-def built_model(target="words/embeddings"):
-    words = keras.layers.Embedding(5, 2, name="words")
-    model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
-    model.compile("sgd", loss="mse", trainable_rows={target: [1]})
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
 def not_compiled():
     words = keras.layers.Embedding(5, 2, name="words")
     return MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+
+
+def compiled(target="words/embeddings"):
+    model = not_compiled()
+    model.compile("sgd", loss="mse", trainable_rows={target: [1]})
+    return model
 
 
 def model_of_many_layers():
@@ -68,7 +66,7 @@ def model_of_many_layers():
 
 def backed_up_to(folder):
     callback = BackupAndRestore(folder)
-    callback.set_model(built_model())
+    callback.set_model(not_compiled())
     callback.on_train_begin()
 
 
@@ -165,11 +163,11 @@ CASES = {
         (ValueError, "finite numbers of shape", "complex128", "a row for"),
     ),
     "the name of a layer": (
-        lambda: built_model("words"),
+        lambda: compiled("words"),
         (ValueError, "'words' matches none", r"words/embeddings  \(5, 2\)", "Did you mean 'words/"),
     ),
     "a misspelt path": (
-        lambda: built_model("word/embedding"),
+        lambda: compiled("word/embedding"),
         (ValueError, "matches none", r"words/embeddings  \(5, 2\)", "Did you mean 'words/emb"),
     ),
     "words as ids": (
@@ -283,7 +281,7 @@ CASES = {
         (TypeError, "must be a Keras 3 optimizer", "<class .*Adam'>", r"by a call: `Adam\(\)`"),
     ),
     "a masked optimizer with other rows": (
-        lambda: built_model().compile(NOT_BUILT, "mse", trainable_rows={"words": [1]}),
+        lambda: not_compiled().compile(NOT_BUILT, "mse", trainable_rows={"words": [1]}),
         (ValueError, "must not mask rows itself", "a `MaskedOptimizer`", "`set_trainable_rows`"),
     ),
     "a word for lazy": (
@@ -311,11 +309,11 @@ CASES = {
         (TypeError, "must be a layer", "<class .*Embedding'>", r"model\.get_layer\(name\)"),
     ),
     "a pattern of file names": (
-        lambda: built_model("words/*"),
+        lambda: compiled("words/*"),
         (ValueError, r"'words/\*' matches none", r"words/embeddings  \(5, 2\)", r"`\.\*` stands"),
     ),
     "a broken pattern": (
-        lambda: built_model("*/embeddings"),
+        lambda: compiled("*/embeddings"),
         (ValueError, "nor a regular expression", r"words/embeddings  \(5, 2\)", r"`\.\*` stands"),
     ),
     "variables of TensorFlow": (
@@ -400,7 +398,7 @@ CASES = {
         (TypeError, "a list or tuple of strings", r"\[1, 2\]", "each word as a string"),
     ),
     "words that describe by words": (
-        lambda: extend(built_model(), ["<city>"], {"<city>": ["town"]}),
+        lambda: extend(not_compiled(), ["<city>"], {"<city>": ["town"]}),
         (TypeError, "describe '<city>'.*must be integers", r"\['town'\]", "row_ids"),
     ),
     "a layer that is not built": (
@@ -424,15 +422,15 @@ CASES = {
         (TypeError, "`model` must be a `keras.Model`", "'model.keras'", "load_model"),
     ),
     "a weight as text": (
-        lambda: merge_patches(patch(), patch(), built_model(), weight="0.5"),
+        lambda: merge_patches(patch(), patch(), not_compiled(), weight="0.5"),
         (ValueError, "`weight` must be a number from 0 to 1", "weight='0.5'", "the share of"),
     ),
     "patches by their paths": (
-        lambda: merge_patches("city.patch", "town.patch", built_model()),
+        lambda: merge_patches("city.patch", "town.patch", not_compiled()),
         (TypeError, "must be a `RowPatch`", "'city.patch'", r"`RowPatch\.load\(path\)`"),
     ),
     "a patch by its path": (
-        lambda: row_report(built_model(), "city.patch"),
+        lambda: row_report(compiled(), "city.patch"),
         (TypeError, "`before` must be a `RowPatch`", "Received: 'city.patch'", "or a table"),
     ),
     "data with its labels": (
@@ -444,11 +442,11 @@ CASES = {
         (ValueError, "must own one table", "owns 24 variables:.*0/kernel.*and 4 more", "the layer"),
     ),
     "a registry of a list": (
-        lambda: PatchRegistry(built_model(), [patch()]),
+        lambda: PatchRegistry(not_compiled(), [patch()]),
         (TypeError, "must be a mapping from names", r"\[RowPatch\(", "{'city': patch}"),
     ),
     "a patch before its name": (
-        lambda: PatchRegistry(built_model()).add(patch(), "city"),
+        lambda: PatchRegistry(not_compiled()).add(patch(), "city"),
         (TypeError, "by a name, and be a `RowPatch`", r"name=RowPatch.*patch='city'", "added by"),
     ),
     "a backup without a folder": (
