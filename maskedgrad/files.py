@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from maskedgrad.messages import shorten
+
 FilePath = str | os.PathLike[str]
 Writer = Callable[[BinaryIO], object]
 
@@ -195,6 +197,16 @@ def _errors_name(path: FilePath, beside: Path | None = None) -> Iterator[None]:
         if error.errno is None or error.filename not in {None, str(beside)}:
             raise  # of another file
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def checked_path(path: Any, name: str = "path") -> Path:
+    """A path that a user gives, if it is one; a `TypeError` that calls it `name` if not."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"`{name}` must be the path of a file or folder, a string or a `pathlib.Path`. "
+            f"Received: {name}={shorten(path)}"
+        )
+    return Path(path)
 
 
 def check_no_folder(path: FilePath, what: str) -> None:

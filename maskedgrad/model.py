@@ -57,6 +57,17 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     optimizer: Any
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        # Else Keras's own `compile` comes first, and takes an optimizer that masks nothing.
+        if keras.Model in order[: order.index(MaskedTrainStep)]:
+            raise TypeError(
+                "`MaskedTrainStep` must come before `keras.Model`, whose methods it replaces. "
+                f"Received: {cls.__name__} with the bases "
+                f"{[base.__name__ for base in cls.__bases__]}. Put `MaskedTrainStep` first."
+            )
+
     if TYPE_CHECKING:
         # What Keras takes, by name, and whatever else the class that comes after takes.
         def compile(  # noqa: PLR0917 - the signature of Keras
@@ -89,8 +100,8 @@ class MaskedTrainStep(MultiWorkerSteps):
             that it sees what trains and nothing else; also the one that Keras adds by
             itself under `mixed_float16`.
 
-            Without any argument nothing is compiled. A task of `keras_hub` calls
-            it so when it is made, and every row would train.
+            Without any argument nothing is compiled: a task of `keras_hub` calls it
+            so when it is made, before anybody can say which rows train.
 
             Args:
                 optimizer: a `MaskedOptimizer`, a loss scaler around one, or, if
@@ -130,6 +141,11 @@ class MaskedTrainStep(MultiWorkerSteps):
         Equivalent to `model.optimizer.set_trainable_rows(trainable_rows)`; see
         `MaskedOptimizer.set_trainable_rows`.
         """
+        if masked_optimizer_in(getattr(self, "optimizer", None)) is None:
+            raise ValueError(
+                "A model must be compiled before other rows are chosen. Received: the model "
+                f"{self.name!r}, which is not. Call `model.compile(...)` first."
+            )
         self.optimizer.set_trainable_rows(trainable_rows)
 
     @override
@@ -198,7 +214,7 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     @override
     def make_train_function(self, force: bool = False) -> None:
-        # The function renews itself where it was traced for another K.
+        # The function renews itself if it was traced for another number of rows than train now.
         made = self.train_function
         super().make_train_function(force=force)
         if self.train_function is not made:
@@ -349,8 +365,11 @@ def _with_rows(
 def _check_callbacks(
     method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    # The `fit` of a task of `keras_hub` takes callbacks among other keywords.
-    named = inspect.signature(method).bind(*args, **kwargs).arguments
+    try:
+        # The `fit` of a task of `keras_hub` takes callbacks among other keywords.
+        named = inspect.signature(method).bind(*args, **kwargs).arguments
+    except TypeError:
+        return  # `method` says the same, and its name
     callbacks = kwargs.get("callbacks", named.get("callbacks"))
     for callback in tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)):
         if type(callback) is keras.callbacks.SwapEMAWeights:

@@ -11,15 +11,26 @@ import tensorflow as tf
 from maskedgrad import (
     MaskedModel,
     MaskedOptimizer,
+    MaskedTrainStep,
     RowPatch,
     Rows,
+    extend,
     load_vectors,
     mask_gradients,
+    nearest,
+    pretrained_embedding,
+    row_ids,
+    row_report,
+    save_vectors,
     summary,
 )
+from maskedgrad.callbacks import BackupAndRestore
 from maskedgrad.cli.saved_tables import matrix_file
+from maskedgrad.patches import PatchRegistry, merge_patches
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.reports.counting import count_parameters
+from maskedgrad.reports.seen import times_seen
+from tests.properties.nonsense import OnAnotherDevice
 
 VECTORS = {"cat": [1.0, 2.0], "dog": [3.0, 4.0]}
 
@@ -37,12 +48,26 @@ def slices(width=2, num_rows=5):
     return tf.IndexedSlices(tf.ones((1, width)), tf.constant([0]), tf.constant([num_rows, width]))
 
 
-def built_model(target="words/embeddings"):
+def not_compiled():
     words = keras.layers.Embedding(5, 2, name="words")
-    model = MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+    return MaskedModel(inputs := keras.Input((3,), dtype="int32"), words(inputs))
+
+
+def compiled(target="words/embeddings"):
+    model = not_compiled()
     model.compile("sgd", loss="mse", trainable_rows={target: [1]})
-    model.optimizer.build(model.trainable_variables)
     return model
+
+
+def model_of_many_layers():
+    layers = [keras.layers.Dense(1, name=str(number)) for number in range(12)]
+    return keras.Sequential([keras.Input((1,)), *layers])
+
+
+def backed_up_to(folder):
+    callback = BackupAndRestore(folder)
+    callback.set_model(not_compiled())
+    callback.on_train_begin()
 
 
 def layer_of_keras_2():
@@ -61,6 +86,8 @@ def vectors(**arguments):
 
 ONE = tf.ones((5, 2))
 FOLDER = str(Path(__file__).parent)
+NOT_BUILT = MaskedOptimizer("sgd", {"table": [1]})
+A_VOCABULARY = "A vocabulary must be a list or tuple of words"
 # What is done; the error; what was expected, what was received, and what to do.
 CASES = {
     "too few gradients": (
@@ -136,11 +163,11 @@ CASES = {
         (ValueError, "finite numbers of shape", "complex128", "a row for"),
     ),
     "the name of a layer": (
-        lambda: built_model("words"),
+        lambda: compiled("words"),
         (ValueError, "'words' matches none", r"words/embeddings  \(5, 2\)", "Did you mean 'words/"),
     ),
     "a misspelt path": (
-        lambda: built_model("word/embedding"),
+        lambda: compiled("word/embedding"),
         (ValueError, "matches none", r"words/embeddings  \(5, 2\)", "Did you mean 'words/emb"),
     ),
     "words as ids": (
@@ -175,13 +202,260 @@ CASES = {
         lambda: MaskedOptimizer("sgd", {layer_of_keras_2(): [1]}),
         (TypeError, "must be a layer", "Embedding object", r"Keras 3: `keras\.layers\.Embedding`"),
     ),
+    "the table of a layer of Keras 2": (
+        lambda: nearest(layer_of_keras_2(), [1]),
+        (TypeError, "must be a layer", "Embedding object", r"Keras 3: `keras\.layers\.Embedding`"),
+    ),
+    "a layer of Keras 2 to extend": (
+        lambda: extend(layer_of_keras_2(), ["<city>"]),
+        (
+            TypeError,
+            "a model or an emb",
+            "Embedding object",
+            r"Keras 3: `keras\.layers\.Embedding`",
+        ),
+    ),
     "the summary of a layer": (
         lambda: summary(keras.layers.Embedding(5, 2, name="words")),
         (TypeError, "must be a `keras.Model`", "the layer 'words'", "Give the model"),
     ),
+    "the summary of an optimizer": (
+        lambda: summary(NOT_BUILT),
+        (TypeError, "must be a `keras.Model`", r"MaskedOptimizer\(SGD", "Give the model itself"),
+    ),
     "the parameters of a layer": (
         lambda: count_parameters(keras.layers.Embedding(5, 2, name="words")),
         (TypeError, "must be a `keras.Model`", "the layer 'words'", "Give the model"),
+    ),
+    "ids in a column": (
+        lambda: Rows([[1], [2]], 5),
+        (ValueError, "a flat sequence of ids", r"shape \(2, 1\)", r"numpy\.ravel\(ids\)"),
+    ),
+    "all rows by True": (
+        lambda: Rows(True, 5),
+        (ValueError, "a flat sequence of ids", r"shape \(\): True", r"`slice\(None\)`"),
+    ),
+    "all rows by a word": (
+        lambda: Rows("all", 5),
+        (TypeError, "must be a sequence of ids", "'all'", r"`slice\(None\)`"),
+    ),
+    "ids, one of them missing": (
+        lambda: Rows([1.0, float("nan")], 5),
+        (TypeError, "must be integers", r"\[1.0, nan\]", "Leave out what is missing"),
+    ),
+    "a mask, a part of it missing": (
+        lambda: Rows([True, None, False, False, False], 5),
+        (TypeError, "a mask must be boolean", "True, None", "Leave out what is missing"),
+    ),
+    "ids on another device": (
+        lambda: Rows(OnAnotherDevice(), 5),
+        (TypeError, "whose values are known now", "OnAnotherDevice object", r"Use Tensor.cpu\(\)"),
+    ),
+    "multipliers for rows": (
+        lambda: Rows({0.1: [1]}, 5),
+        (TypeError, "must be a sequence of ids", r"{0.1: \[1\]}", "row_learning_rates"),
+    ),
+    "a table for its length": (
+        lambda: Rows([1], np.ones((5, 2))),
+        (TypeError, "`num_rows` must be an int", r"array\(\[\[1., 1.\], \[1", "the number of rows"),
+    ),
+    "a text for a length": (
+        lambda: Rows.last(1, "5"),
+        (TypeError, "`num_rows` must be an int", "num_rows='5'", "the number of rows"),
+    ),
+    "rows and a list": (
+        lambda: Rows([1], 5).union([2]),
+        (TypeError, "must be combined with a `Rows`", r"\[2\]", r"`Rows\(ids, 5\)` makes one"),
+    ),
+    "the rows before the optimizer": (
+        lambda: MaskedOptimizer({"words": [1]}, "sgd"),
+        (
+            TypeError,
+            "must be a Keras 3 optimizer",
+            r"{'words': \[1\]}",
+            "The optimizer comes first",
+        ),
+    ),
+    "a class of optimizers": (
+        lambda: MaskedOptimizer(keras.optimizers.Adam, {"words": [1]}),
+        (TypeError, "must be a Keras 3 optimizer", "<class .*Adam'>", r"by a call: `Adam\(\)`"),
+    ),
+    "a masked optimizer with other rows": (
+        lambda: not_compiled().compile(NOT_BUILT, "mse", trainable_rows={"words": [1]}),
+        (ValueError, "must not mask rows itself", "a `MaskedOptimizer`", "`set_trainable_rows`"),
+    ),
+    "a word for lazy": (
+        lambda: MaskedOptimizer("sgd", {"words": [1]}, lazy="no"),
+        (TypeError, "`lazy` must be", "lazy='no'", "True or False"),
+    ),
+    "gradients before a build": (
+        lambda: NOT_BUILT.apply([ONE]),
+        (ValueError, "must be built", r"MaskedOptimizer\(SGD, {'table'", r"Call `build\("),
+    ),
+    "weights before a build": (
+        lambda: NOT_BUILT.set_weights([]),
+        (ValueError, "must be built", r"MaskedOptimizer\(SGD, {'table'", r"Call `build\("),
+    ),
+    "final values before a build": (
+        lambda: NOT_BUILT.finalize_variable_values(variables()),
+        (ValueError, "must be built", r"MaskedOptimizer\(SGD, {'table'", r"Call `build\("),
+    ),
+    "a row as a multiplier": (
+        lambda: MaskedOptimizer("sgd", {"words": [1]}, row_learning_rates={"words": {1: 0.1}}),
+        (ValueError, "for the multiplier 1 of 'words'.*a flat", "0.1", "The multiplier is the key"),
+    ),
+    "a class of layers": (
+        lambda: MaskedOptimizer("sgd", {keras.layers.Embedding: [1]}),
+        (TypeError, "must be a layer", "<class .*Embedding'>", r"model\.get_layer\(name\)"),
+    ),
+    "a pattern of file names": (
+        lambda: compiled("words/*"),
+        (ValueError, r"'words/\*' matches none", r"words/embeddings  \(5, 2\)", r"`\.\*` stands"),
+    ),
+    "a broken pattern": (
+        lambda: compiled("*/embeddings"),
+        (ValueError, "nor a regular expression", r"words/embeddings  \(5, 2\)", r"`\.\*` stands"),
+    ),
+    "variables of TensorFlow": (
+        lambda: mask_gradients([ONE], [tf.Variable(ONE, name="table")], {"table": [1]}),
+        (ValueError, "variables that are trained", "'table' matches none", "no `keras.Variable`"),
+    ),
+    "no gradients": (
+        lambda: mask_gradients(None, variables(), {"table": [1]}),
+        (TypeError, "must be lists", "gradients=None", "tape.gradient"),
+    ),
+    "a single variable": (
+        lambda: mask_gradients([ONE], variables()[0], {"table": [1]}),
+        (TypeError, "must be lists", "variables=<Variable path=table", "tape.gradient"),
+    ),
+    "a text for a gradient": (
+        lambda: step("gradient", ONE),
+        (ValueError, r"of the shape of the table, \(5, 2\)", r"shape \(\)", "the order of"),
+    ),
+    "pairs for gradients": (
+        lambda: step((ONE[:1], variables()[0]), ONE),
+        (TypeError, "must be a tensor", "tf.Tensor", "Pairs .* `apply_gradients`"),
+    ),
+    "other rows before compile": (
+        lambda: not_compiled().set_trainable_rows({"words/embeddings": [1]}),
+        (
+            ValueError,
+            "must be compiled",
+            "the model 'masked_functional.*', which is not",
+            "Call `mo",
+        ),
+    ),
+    "the mixin after the model": (
+        lambda: type("Mixed", (keras.Model, MaskedTrainStep), {}),
+        (TypeError, "must come before", r"Mixed with the bases \['Model', 'Ma", "`.*` first"),
+    ),
+    "vectors on the web": (
+        lambda: vectors(source="https://example.com/glove.txt"),
+        (ValueError, "must be on this machine", "'https://example.com/glove.txt'", "Download it"),
+    ),
+    "vectors without words": (
+        lambda: vectors(source=np.ones((2, 2))),
+        (TypeError, "a mapping from word to vector", r"array\(\[\[1", r"dict\(zip\(words"),
+    ),
+    "a text for a vector": (
+        lambda: vectors(source={"cat": "1 2"}),
+        (ValueError, "a flat array of real numbers", "'cat': '1 2'", "Leave the word out"),
+    ),
+    "a number for first values": (
+        lambda: vectors(initializer=0),
+        (TypeError, "`initializer` must be", "initializer=0", "'zeros', 'mean' or 'normal'"),
+    ),
+    "a matrix with its report": (
+        lambda: pretrained_embedding(vectors(initializer="mean")),
+        (TypeError, "must be a NumPy array", r"\(array\(", "`matrix, report = load_vectors"),
+    ),
+    "the path of a matrix": (
+        lambda: pretrained_embedding("vectors.npy"),
+        (TypeError, "must be a NumPy array", "'vectors.npy'", r"`numpy\.load\(path, mmap_mode"),
+    ),
+    "the file of a vocabulary": (
+        lambda: row_ids(["cat"], "words.txt"),
+        (TypeError, A_VOCABULARY, "'words.txt'", r"\.splitlines\(\)"),
+    ),
+    "a vocabulary without an order": (
+        lambda: row_ids(["cat"], {"cat"}),
+        (TypeError, A_VOCABULARY, "{'cat'}", "A set has no order"),
+    ),
+    "an array of words": (
+        lambda: row_ids(["cat"], np.array(["", "cat"])),
+        (TypeError, A_VOCABULARY, r"array\(\['', 'cat'\]", r"`list\(vocabulary\)`"),
+    ),
+    "a layer for its vocabulary": (
+        lambda: row_ids(["cat"], keras.layers.Embedding(5, 2)),
+        (TypeError, A_VOCABULARY, "<Embedding name", "what made the ids"),
+    ),
+    "a vocabulary turned round": (
+        lambda: row_ids(["cat"], {0: "", 1: "cat"}),
+        (TypeError, "must go from word to id", r"\[0, 1\]", "turned round by"),
+    ),
+    "ids as words": (
+        lambda: row_ids([1, 2], ["", "cat"]),
+        (TypeError, "a list or tuple of strings", r"\[1, 2\]", "each word as a string"),
+    ),
+    "words that describe by words": (
+        lambda: extend(not_compiled(), ["<city>"], {"<city>": ["town"]}),
+        (TypeError, "describe '<city>'.*must be integers", r"\['town'\]", "row_ids"),
+    ),
+    "a layer that is not built": (
+        lambda: extend(keras.layers.Dense(2, name="head"), ["<city>"]),
+        (ValueError, "must be built", "the layer 'head', which is not", "Call it on a batch"),
+    ),
+    "a table before its file": (
+        lambda: save_vectors(ONE, ["cat"], "words.txt"),
+        (TypeError, "`path` must be the path", "path=<tf.Tensor", "a string or"),
+    ),
+    "all weights of a layer": (
+        lambda: nearest([np.ones((5, 2))], [1]),
+        (TypeError, "A table must be", r"\[array\(", "a list of arrays, of which"),
+    ),
+    "a patch without a path": (
+        lambda: patch().save(None),
+        (TypeError, "`path` must be the path", "path=None", "a string or"),
+    ),
+    "a patch of a file of a model": (
+        lambda: patch().apply_to("model.keras"),
+        (TypeError, "`model` must be a `keras.Model`", "'model.keras'", "load_model"),
+    ),
+    "a weight as text": (
+        lambda: merge_patches(patch(), patch(), not_compiled(), weight="0.5"),
+        (ValueError, "`weight` must be a number from 0 to 1", "weight='0.5'", "the share of"),
+    ),
+    "patches by their paths": (
+        lambda: merge_patches("city.patch", "town.patch", not_compiled()),
+        (TypeError, "must be a `RowPatch`", "'city.patch'", r"`RowPatch\.load\(path\)`"),
+    ),
+    "a patch by its path": (
+        lambda: row_report(compiled(), "city.patch"),
+        (TypeError, "`before` must be a `RowPatch`", "Received: 'city.patch'", "or a table"),
+    ),
+    "data with its labels": (
+        lambda: times_seen((np.ones((2, 3), int), np.ones(2, int)), np.arange(2)),
+        (TypeError, "must be integers, or batches", r"with their labels: \(array", "inputs alone"),
+    ),
+    "a model for its table": (
+        lambda: MaskedOptimizer("sgd", {model_of_many_layers(): [1]}),
+        (ValueError, "must own one table", "owns 24 variables:.*0/kernel.*and 4 more", "the layer"),
+    ),
+    "a registry of a list": (
+        lambda: PatchRegistry(not_compiled(), [patch()]),
+        (TypeError, "must be a mapping from names", r"\[RowPatch\(", "{'city': patch}"),
+    ),
+    "a patch before its name": (
+        lambda: PatchRegistry(not_compiled()).add(patch(), "city"),
+        (TypeError, "by a name, and be a `RowPatch`", r"name=RowPatch.*patch='city'", "added by"),
+    ),
+    "a backup without a folder": (
+        lambda: BackupAndRestore(None),
+        (TypeError, "`backup_dir` must be the path", "backup_dir=None", "a string or"),
+    ),
+    "a backup in a file": (
+        lambda: backed_up_to(__file__),
+        (NotADirectoryError, "must be a folder", "test_messages.py', which is a", "another path"),
     ),
 }
 

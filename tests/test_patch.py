@@ -22,10 +22,10 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save
 
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer
-from maskedgrad.masking.tables import CHUNK_BYTES
 from maskedgrad.patches.file import checksum, write_whole
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.table import TablePatch, frozen_digest
+from maskedgrad.rows.chunks import CHUNK_BYTES
 from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import assert_same_bits, bits, tables
 from tests.devices import mirrored_strategy

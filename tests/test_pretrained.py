@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel
+from maskedgrad.rows import chunks
 from maskedgrad.testing import assert_same_bits, bits
-from maskedgrad.vectors import pretrained
 from maskedgrad.vectors.pretrained import pretrained_embedding
 
 
@@ -30,7 +30,7 @@ def random_matrix(num_rows=7, width=3, dtype="float32"):
 def test_the_table_has_the_bits_of_the_matrix(shape, dtype, chunk_bytes):
     matrix = random_matrix(*shape, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
         words = pretrained_embedding(matrix, dtype=dtype)
     assert_same_bits(words.get_weights()[0], matrix, "table")
 
@@ -85,7 +85,7 @@ def test_a_model_is_saved_and_loaded_without_this_package_in_its_config(tmp_path
 @pytest.mark.parametrize(
     ("matrix", "error", "message"),
     [
-        ([[1.0]], TypeError, "list"),
+        ([[1.0]], TypeError, "[[1.0]]"),
         (np.array([["a"]]), TypeError, "<U1"),
         (np.array([[1j]]), TypeError, "complex128"),
         (np.zeros(3), ValueError, "(3,)"),

@@ -123,6 +123,7 @@ LINKED = {
     ("keras", "keras/src/saving/saving_lib.py"): "sorted",
     ("tensorflow", "tensorflow/python/distribute/distribute_lib.py"): "all_reduce|grad",
     ("tensorflow", "tensorflow/python/ops/array_ops.py"): "sparse_read",
+    ("tensorflow", "tensorflow/python/ops/embedding_ops.py"): "convert_n_to_tensor",
     ("tensorflow", "tensorflow/python/ops/control_flow_ops.py"): "XLAControlFlowContext",
 }
 

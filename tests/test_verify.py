@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer
-from maskedgrad.cli import main, saved_tables, verification
+from maskedgrad.cli import main, verification
 from maskedgrad.cli.saved_tables import SavedTable, open_tables
+from maskedgrad.rows import chunks
 from maskedgrad.rows.rows import Rows
 from maskedgrad.testing import bits
 
@@ -98,7 +99,7 @@ def test_chunks_of_any_size_give_the_same(chunk_bytes, ids):
     changed[sorted(ids)] += 1
     whole = verification.compare(matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved_tables, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
         chunked = verification.compare(
             matrix_table(MATRIX), matrix_table(changed), np.zeros(0, int)
         )

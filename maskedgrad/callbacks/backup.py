@@ -11,7 +11,7 @@ import keras
 from typing_extensions import override
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers, worker_index
-from maskedgrad.files import FilePath, opened_hdf5, sync
+from maskedgrad.files import FilePath, checked_path, opened_hdf5, sync
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -49,7 +49,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def __init__(self, backup_dir: FilePath):
         super().__init__()
-        self._path = Path(backup_dir) / "latest.weights.h5"
+        self._path = checked_path(backup_dir, "backup_dir") / "latest.weights.h5"
 
     @override
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -58,6 +58,12 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "A backup needs a model that is built before `fit` is called. "
                 f"Received: the model {self.model.name!r}, which is not. "
                 "Call it on a batch of data first."
+            )
+        folder = self._path.parent
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(
+                f"`backup_dir` must be a folder. Received: {str(folder)!r}, which is a file. "
+                "Give another path, where a folder is or can be made."
             )
         epoch = self._epoch()
         self._check_seen_by_all(epoch)

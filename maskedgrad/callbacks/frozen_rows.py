@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from maskedgrad.callbacks.tables import FollowsRows
 from maskedgrad.masking.tables import row_reader
+from maskedgrad.rows.chunks import rows_a_chunk
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**21  # of each of two threads
 
 
 class FrozenRowsCheck(FollowsRows):
@@ -142,7 +143,7 @@ class _WatchedTable:
     def _renew(self) -> np.ndarray:
         """Computes all fingerprints. Returns the ids of the rows whose fingerprint changed."""
         read = row_reader(self._table.variable, self._table.axis)
-        step = max(1, CHUNK_BYTES // max(1, self._row_bytes))
+        step = rows_a_chunk(self._row_bytes, CHUNK_BYTES)
         starts = range(0, len(self._fingerprints), step)
 
         def renew(start: int) -> np.ndarray:

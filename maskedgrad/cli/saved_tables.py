@@ -17,12 +17,12 @@ import numpy as np
 
 from maskedgrad.files import check_no_folder, opened_hdf5
 from maskedgrad.masking.tables import digest_of_rows
+from maskedgrad.rows.chunks import rows_a_chunk
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import decode_trainable_rows
 
 WEIGHTS_FILE = "model.weights.h5"
 LARGEST_CONFIG = 2**28  # bytes; it holds which rows train, as text
-CHUNK_BYTES = 2**23
 
 
 class SavedTable(NamedTuple):
@@ -53,7 +53,7 @@ class SavedTable(NamedTuple):
     @property
     def rows_a_chunk(self) -> int:
         """How many rows are read at a time: some megabytes of them."""
-        return max(1, CHUNK_BYTES // max(1, self.row_bytes))
+        return rows_a_chunk(self.row_bytes)
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The whole table, some rows at a time, each with the id of its first row."""

@@ -17,6 +17,7 @@ def apply_alone(optimizer: Any, gradients: Sequence[Any], variables: Sequence[An
     https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/distribute/distribute_lib.py#L3636
     Each model that is made and dropped would leave its table. In the context of all replicas Keras
     adds nothing up. An `apply` that is not that of Keras may need that of one, and gets it.
+    This can go once `all_reduce` of one replica returns its input as it is.
     """
     replica = tf.distribute.get_replica_context()
     of_keras = types.MethodType(keras.optimizers.Optimizer.apply, optimizer)

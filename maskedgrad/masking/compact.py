@@ -30,10 +30,10 @@ from maskedgrad.rows.targets import MaskedTable
 class StepRows(NamedTuple):
     """The rows of a table that a step works on.
 
-    Of a `CompactTable`: all rows of the table, which goes to the optimizer
-    itself, if there are no `ids`; the rows `ids`, which is all that train if
-    there are no `places`; else some of these, in those places among them. The
-    last `num_unused` of them are there for others' sake, and not written back.
+    Without `ids` they are all rows, and the optimizer is given the table itself.
+    With `ids` alone they are all rows that train. With `places` too they are
+    those that the batch looks up, at these places among all that train; the last
+    `num_unused` are there since some operations need a row, and are not written.
     """
 
     ids: Any = None
@@ -41,7 +41,7 @@ class StepRows(NamedTuple):
     num_unused: int = 0
 
     def used(self, tensor: tf.Tensor) -> tf.Tensor:
-        """What of a tensor that is of these rows is written back."""
+        """The part of a tensor of these rows that is written back."""
         return tensor[: -self.num_unused] if self.num_unused else tensor
 
 
@@ -63,8 +63,8 @@ class CompactTable:
             )
         held = table.rows.ids[: 1 if self.is_whole else None]
         self.compact = StandIn(self.variable, _rows_in_place(table, held), self.axis)
-        # The state of these rows, with variables for what a step works on of it, where that is
-        # the rows that a batch touches; the compact variable first.
+        # If a step works on the rows that a batch touches: the compact variable and each of the
+        # row state, with a smaller variable that holds those rows during the step.
         self._windows: list[tuple[RowVariable, tf.Variable]] = []
 
     @property
@@ -85,7 +85,7 @@ class CompactTable:
         self.ids.assign_rows(table.rows.ids)
         if self.multipliers is not None:
             self.multipliers.assign_rows(multipliers_of(table))
-        # XLA lets no variable change its length, so this has it before a step.
+        # XLA lets no step change the length of a variable, so it is right before one.
         held = table.rows.ids[: 1 if self.is_lazy else None]
         self.compact.assign_rows(_rows_in_place(table, held))
 
@@ -103,10 +103,7 @@ class CompactTable:
         return self.variable.shape[self.axis] if self.is_whole else self.compact.fixed_length
 
     def checks(self) -> list[Any]:
-        """What stops a function that was traced for another number of rows than train now.
-
-        It stops before anything has moved.
-        """
+        """Operations that stop a function which was traced for another number of rows."""
         length, ids = self.fixed_length, on_this_replica(self.ids.value)
         if length is None:
             return []

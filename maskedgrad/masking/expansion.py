@@ -33,7 +33,7 @@ class Made(NamedTuple):
 def sum_by_segment(
     values: tf.Tensor, segments: tf.Tensor, num_segments: int | tf.Tensor, is_on_gpu: bool = False
 ) -> tf.Tensor:
-    """What slices add up to by segment, without those of which the segment is negative.
+    """Returns the sums of slices by segment, without slices whose segment is negative.
 
     Equivalent to `tf.math.unsorted_segment_sum`. In a graph, where slices repeat
     something smaller, as in the gradient of a mean over texts, only those are
@@ -81,7 +81,7 @@ def sum_by_segment(
 
 
 def _parts_made_of_less(values: tf.Tensor) -> list[Made] | None:
-    """What slices are made of, of each of several lookups; `None` if something is as large."""
+    """Returns what the slices of each lookup are made of; `None` if something is as large."""
     op, seen = values.op, set[str]()
     are_joined = op.type == "ConcatV2" and tf.get_static_value(op.inputs[-1]) == 0
     parts = [_made_of_less(each, 1, seen) for each in (op.inputs[:-1] if are_joined else [values])]
@@ -89,10 +89,10 @@ def _parts_made_of_less(values: tf.Tensor) -> list[Made] | None:
 
 
 def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
-    """What a tensor is made of; `None` where some of that is as large as the tensor.
+    """Returns what a tensor is made of; `None` if some of that is as large as the tensor.
 
-    Or where an operation is met that was `seen`: one that several share would be
-    made again for each, and each one before it, as often as there are ways to it.
+    Also `None` at an operation that was `seen` before: if several share one, it
+    would be made again for each of them, and so would all those before it.
     """
     op, rank = tensor.op, tensor.shape.rank
     is_here = tensor.graph is tf.compat.v1.get_default_graph()
@@ -115,7 +115,7 @@ def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | No
 
 
 def _reshaped(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
-    """What is reshaped to a tensor of the same slices, which other axes number."""
+    """Returns the tensor before a reshape that keeps slices and numbers them by other axes."""
     value, kept = tensor.op.inputs[0], tensor.shape[num_axes:]
     # The gradient of what a forward pass may have broadcast, where a size is unknown.
     is_sum = value.op.type == "Sum" and value.op.inputs[1].op.type == "BroadcastGradientArgs"
@@ -227,7 +227,7 @@ def _whole(made: Made) -> tf.Tensor:
 
 
 def _axes_reduced(made: Made) -> Iterator[tf.Tensor]:
-    """What is summed over of sizes that a forward pass may have broadcast."""
+    """Yields the axes of each sum over sizes that a forward pass may have broadcast."""
     if made.inputs and made.tensor.op.type == "Sum":
         yield made.tensor.op.inputs[1]
     for each in made.inputs:

@@ -135,7 +135,7 @@ def _masked(gradient: Gradient, table: MaskedTable) -> Gradient:
     check_shape(gradient, table.variable)
     mask = tf.constant(table.rows.mask)
     if not isinstance(gradient, tf.IndexedSlices):
-        return _where(mask, gradient, table.axis)
+        return _where(mask, tf.convert_to_tensor(gradient), table.axis)
     values, indices = gradient.values, gradient.indices
     if table.axis:
         return tf.IndexedSlices(_where(mask, values, table.axis), indices, gradient.dense_shape)

@@ -25,8 +25,8 @@ def nested_optimizers(optimizer: Any) -> Iterator[Any]:
 def unbuilt_copy(optimizer: Any) -> Any:
     """A copy of an optimizer that is not built, and that shares nothing with it.
 
-    Keras copies an optimizer by its config, from which not each can be made
-    again; this copies what it holds.
+    Keras copies an optimizer by its config, from which not each can be made again. This copies what
+    it holds, but for the strategy that it was made in: a trial needs one device.
     """
     nested = list(nested_optimizers(optimizer))
     memo: dict[int, Any] = {id(each): object.__new__(type(each)) for each in nested}
@@ -81,7 +81,7 @@ def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Vari
 
 
 def made(make: Callable[..., Any], config: Any, **kwargs: Any) -> Any:
-    """What a function of Keras makes of the config of an inner optimizer."""
+    """Returns what a function of Keras makes of the config of an inner optimizer."""
     try:
         return make(config, **kwargs)
     except (TypeError, ValueError):
@@ -115,22 +115,29 @@ def check_unbuilt(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
+def _advice_for(given: Any) -> str:
+    if isinstance(given, type):
+        return f"A class becomes an optimizer by a call: `{given.__name__}()`."
+    if isinstance(given, dict):
+        return "The optimizer comes first: `MaskedOptimizer(optimizer, trainable_rows)`."
+    return "Optimizers of `tf_keras` and of PyTorch have a counterpart in `keras.optimizers`."
+
+
 def checked_inner_optimizer(identifier: Any, masking: type) -> keras.optimizers.Optimizer:
     """The optimizer to wrap, if it is one that is not built, and none of the class `masking`."""
     optimizer = identifier
-    if isinstance(identifier, (str, dict)):
+    if isinstance(identifier, str) or (isinstance(identifier, dict) and "class_name" in identifier):
         optimizer = made(keras.optimizers.get, identifier)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(
             "`inner_optimizer` must be a Keras 3 optimizer, or what `keras.optimizers.get` takes "
             f"for one. Received: {optimizer!r} of type "
-            f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. "
-            "Optimizers of `tf_keras` and of PyTorch have a counterpart in `keras.optimizers`."
+            f"{type(optimizer).__module__}.{type(optimizer).__qualname__}. {_advice_for(optimizer)}"
         )
     if any(isinstance(nested, masking) for nested in nested_optimizers(optimizer)):
         raise ValueError(
             "`inner_optimizer` must not mask rows itself. Received: a `MaskedOptimizer`. "
-            "Name all the tables in the `trainable_rows` of one."
+            "Name all tables in the `trainable_rows` of one; `set_trainable_rows` changes its rows."
         )
     check_unbuilt(optimizer)
     return optimizer

@@ -54,7 +54,7 @@ class Masking:
             var_list, var_names = asked.decay_exclusions
             for optimizer in nested_optimizers(inner_optimizer):
                 optimizer.exclude_from_weight_decay(self.compact_variables(var_list), var_names)
-        check_unbuilt(inner_optimizer)  # whatever it does when a copy is built
+        check_unbuilt(inner_optimizer)  # once more, since its copies were built, and may share
         with self._holding([table.trainable_rows() for table in self.tables]):
             inner_optimizer.build(self.compact_variables(self.variables))
         self._state.follow_rows(inner_optimizer, self.tables)
@@ -173,7 +173,7 @@ class Masking:
 
 
 def _facts_about(tables: Iterable[MaskedTable]) -> dict[str, str]:
-    """What the workers that train `tables` must agree on."""
+    """Returns the facts that the workers which train `tables` must agree on, by their names."""
     facts = {
         "the version of maskedgrad": __version__,
         "the version of Keras": keras.__version__,

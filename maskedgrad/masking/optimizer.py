@@ -32,7 +32,7 @@ from maskedgrad.rows.targets import check_same_tables, variables_before_build
 
 
 def _of_inner(name: str, doc: str) -> Any:
-    """A property of the inner optimizer, which can be set where that can."""
+    """A property that reads and sets the property of the inner optimizer."""
 
     def set_it(optimizer: Any, value: Any) -> None:
         # Keras sets some while the optimizer is made, before there is an inner one.
@@ -93,7 +93,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
     iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
     learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
-    around_row_changes: Any = contextlib.nullcontext  # what has others than the weights in place
+    around_row_changes: Any = contextlib.nullcontext  # puts weights in place of their averages
     loss_scale_factor = _of_inner("loss_scale_factor", "The inner optimizer's loss scale factor.")
     optimizers = _of_inner("optimizers", "Those of an inner `MultiOptimizer`, set one by one.")
 
@@ -108,10 +108,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         check_backend()
         inner_optimizer = checked_inner_optimizer(inner_optimizer, MaskedOptimizer)
         asked = Asked(trainable_rows, row_learning_rates, is_lazy=lazy)
-        # No number, which a checkpoint would hold and a stock optimizer take for its own.
+        # Of a number Keras makes a variable, which a stock optimizer would load for its own.
         super().__init__(learning_rate=lambda: 0.0, name=name)
         self.inner = inner_optimizer
-        # The function that builds the optimizer looks up first, and must read sparsely too.
+        # A function that builds the optimizer looks up rows before that, sparsely too.
         for target, _ in asked.rows:
             for table in variables_before_build(target):
                 read_sparsely(table)
@@ -173,7 +173,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     def check_rows(
         self, trainable_rows: TrainableRows, variables: Sequence[Any]
     ) -> list[MaskedTable]:
-        """What `set_trainable_rows` would let train of `variables`, without a change."""
+        """The tables as `set_trainable_rows` would make them. Nothing changes."""
         asked = self._asked.but(trainable_rows=trainable_rows)
         return check_same_tables(asked.tables(variables), self.masked_tables(variables))
 
@@ -237,7 +237,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def _build(self, tables: list[MaskedTable]) -> None:
         if not all(table.variable.value.is_initialized() for table in tables):
-            return  # until the next trace
+            return  # the next trace builds it
         masking = Masking(tables, self._asked, self.inner_optimizer)
         self._masking = masking
         self.chosen_row_ids = RowIds(masking.tables, masking.variables, self._change_rows)
@@ -269,21 +269,15 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         grads = list(grads)
         if not grads:
             return
-        if trainable_variables is None:
-            if self._masking is None:
-                raise ValueError(
-                    "An optimizer that is not built must be given the variables, as in "
-                    f"`apply(grads, trainable_variables)`. Received: {len(grads)} gradients alone"
-                )
-            trainable_variables = self._masking.variables
-        trainable_variables = list(trainable_variables)
-        check_number(grads, trainable_variables)
-        self.build(trainable_variables)
-        read_whole_if_tied(grads, trainable_variables)
+        given = trainable_variables
+        variables = list(self._checked_masking().variables if given is None else given)
+        check_number(grads, variables)
+        self.build(variables)
+        read_whole_if_tied(grads, variables)
         if self._masking is None:
             fail_if_run()
             return
-        self._masking.step(grads, trainable_variables)
+        self._masking.step(grads, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Gradient, Any]]) -> Any:
         """Applies pairs of gradient and variable, and returns `iterations`."""
@@ -303,8 +297,16 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         to the tables after it, but not after an exception. It gives a function
         from variables to what the inner optimizer has in their place.
         """
-        with self._masking.trainable_rows():
+        with self._checked_masking().trainable_rows():
             yield self._masking.compact_variables
+
+    def _checked_masking(self) -> Masking:
+        if self._masking is None:
+            raise ValueError(
+                f"The optimizer must be built, to know its variables. Received: {self!r}, which is "
+                "not. Call `build(model.trainable_variables)` first."
+            )
+        return self._masking
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -342,8 +344,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Sets `variables`, in their order."""
-        if not self.built:
-            raise ValueError("`set_weights()` needs a built optimizer: call `build()` first.")
+        self._checked_masking()
         shapes = [tuple(variable.shape) for variable in self.variables]
         received = [tuple(np.shape(weight)) for weight in weights]
         if received != shapes:

@@ -17,10 +17,9 @@ from maskedgrad.rows.targets import MaskedTable, check_same_tables, named, resol
 class RowIds(keras.Layer):
     """Holds the variables that say which rows train. Its file says of which tables too.
 
-    A part of the optimizer of its own, since Keras takes each number that an
-    optimizer saves for a variable of it, and would give it to a stock optimizer
-    that has as many. Keras finds parts by the alphabet, private names last: this one,
-    `chosen_row_ids`, before `inner`, the optimizer whose state it makes room for.
+    It is a part of the optimizer with numbers of its own in a file, since Keras takes those of an
+    optimizer for its variables, and would give them to a stock optimizer that has as many. Keras
+    loads parts by the alphabet: `chosen_row_ids` makes room for the state of `inner`, the next.
     https://github.com/keras-team/keras/blob/v3.15.1/keras/src/saving/saving_lib.py#L757
 
     Args:
@@ -51,7 +50,7 @@ class RowIds(keras.Layer):
         config = encode_trainable_rows(
             (saved_table(table.variable, table.axis, variables), table.rows) for table in masked
         )
-        # Of tables of one path `verify` tells by it which is which.
+        # By the digest `verify` tells tables of one path apart.
         for entry, table in zip(config, masked, strict=True):
             if table.axis == 0:
                 chunks = chunks_of_rows(table.variable, table.rows.ids)
@@ -69,7 +68,7 @@ class RowIds(keras.Layer):
         """
         names = set(store.keys())
         if "tables" not in names:
-            return  # state of a stock optimizer, of which the inner one warns
+            return  # the state of a stock optimizer, of which the inner one warns
         config = json.loads(np.asarray(store["tables"], np.uint8).tobytes())
         masked, saved = self._masked(), decode_trainable_rows(config)
         tables = check_same_tables(resolve(named(saved), self._variables()), masked)

@@ -169,8 +169,8 @@ def _axes_by_label(op: tf.Operation, axis: int) -> Axes:
     return [each.find(output[axis]) if output[axis] in each else None for each in inputs.split(",")]
 
 
-# Along which axis of each input rows of an operation's output are made: `None` for an input
-# that they need whole, and at all where that cannot be told.
+# For an operation and an axis of its output, the axis of each input that rows along it are made of:
+# `None` for an input that is needed whole, and `None` in all if that cannot be told.
 AXES_OF_INPUTS: dict[str, Callable[[tf.Operation, int], Axes]] = {
     **dict.fromkeys(["AddN", "Cast", "Identity", "Neg", "ZerosLike"], _axis_of_all),
     **dict.fromkeys(["AddV2", "Mul", "RealDiv", "SelectV2", "Sub"], _axes_broadcast),

@@ -207,7 +207,7 @@ class RowState:
         return Trial(optimizer, tables, [v for v, _ in row_state], self._others_for(optimizer))
 
     def _others_for(self, trial: Any) -> list[StandIn]:
-        """What a copy is given in a step beside the tables: all others, of a `MultiOptimizer`."""
+        """Returns what a copy trains beside the tables: all others, if it takes all or none."""
         takes_all_or_none = hasattr(trial, "optimizers")
         return [small for small in self._small if small is not None and takes_all_or_none]
 

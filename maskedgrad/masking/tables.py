@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from maskedgrad.masking.variables import on_first_device, share_reads, strategy_of
-
-CHUNK_BYTES = 2**24
+from maskedgrad.rows.chunks import rows_a_chunk
 
 
 def bits(value: Any) -> np.ndarray:
@@ -97,8 +96,7 @@ def chunks_of_rows(variable: keras.Variable, ids: Any = None) -> Iterator[tuple[
     """A table, or rows of it, some megabytes at a time, each with the place of its first row."""
     num_rows, *row_shape = variable.shape
     places = range(num_rows) if ids is None else ids
-    row_bytes = int(np.prod(row_shape)) * tf.as_dtype(variable.dtype).size
-    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    step = rows_a_chunk(int(np.prod(row_shape)) * tf.as_dtype(variable.dtype).size)
     read = row_reader(variable)
     for start in range(0, len(places), step):
         yield start, read(np.asarray(places[start : start + step]))

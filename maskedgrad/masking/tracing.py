@@ -20,13 +20,12 @@ def outside_of_graphs(
 ) -> Result:
     """Calls `function` eagerly, also where `tf.function` is tracing, in a thread of its own.
 
-    There it is in the scope of `strategy`, of none if it is not given, and of the same device.
+    That thread is in the scope of `strategy`, if one is given, and of the device in use here.
 
-    Where the first batch builds the model and the optimizer, that happens in a
-    trace. What the optimizer makes must outlive the graph of that trace, and
-    must be made when the tables hold values, which they do from the second
-    trace on; there, TensorFlow makes no variable, not even in `tf.init_scope`.
-    A graph is known to the thread that traces it only.
+    If the first batch builds model and optimizer, both are built in a trace. What
+    the optimizer makes must outlive the graph of that trace. And it must be made
+    once the tables hold values, from the second trace on, where TensorFlow makes no
+    variable, not even in `tf.init_scope`. Another thread can: it knows of no graph.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -51,9 +50,8 @@ def outside_of_graphs(
 def trace_again() -> None:
     """Makes the train function of a `keras.Model` that is being traced start over.
 
-    TensorFlow traces again after a first trace that makes a variable, for which
-    alone this one serves. A function of other making may be in a later trace,
-    where TensorFlow allows none.
+    TensorFlow traces a function again if its first trace makes a variable, and this
+    one serves for nothing else. In a later trace TensorFlow allows no variable.
     https://www.tensorflow.org/guide/function#creating_tfvariables
     """
     if tf.executing_eagerly() or tf.distribute.get_strategy().num_replicas_in_sync > 1:

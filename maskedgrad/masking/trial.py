@@ -1,4 +1,4 @@
-"""What the step of a row has to do with other rows, found by trial."""
+"""Whether the step of a row depends on other rows, found by trial."""
 
 import itertools
 import warnings
@@ -22,10 +22,9 @@ NUM_IDLE_STEPS = 12
 class RowSteps(NamedTuple):
     """How an optimizer steps rows.
 
-    `problem` says why a step on some rows alone, with their state, is another
-    than on a table whose other rows have no gradient; empty if it is the same.
-    `keeps_idle_rows` tells whether rows whose gradient is zero keep their bits
-    and those of their state, and leave the step of other rows as it is.
+    `problem`: why a step on some rows alone, with their state, differs from one on a table whose
+    other rows have no gradient; empty if it does not. `keeps_idle_rows`: whether rows of which the
+    gradient is zero keep their bits and those of their state, and change no step of other rows.
     """
 
     problem: str
@@ -108,7 +107,7 @@ def try_row_steps(made: Callable[[int], Trial], is_lazy: bool) -> RowSteps:
 
 
 def _difference(few: Trial, many: Trial, gradients: Sequence[np.ndarray]) -> str:
-    """What a step of `many` does otherwise than one on `few` of its rows; empty if nothing."""
+    """Returns how a step of `many` differs from one on `few` of its rows; empty if it does not."""
     few.take_state(many)
     pairs = [
         *zip(few.variables_of_rows(), many.variables_of_rows(), strict=True),
@@ -127,7 +126,7 @@ def _difference(few: Trial, many: Trial, gradients: Sequence[np.ndarray]) -> str
 
 
 def option_without_lazy_meaning(optimizer: Any) -> str:
-    """What an optimizer is told to do with rows that a step does not touch; empty if nothing."""
+    """Returns what speaks against `lazy` among an optimizer's options; empty if nothing does."""
     for nested, option in itertools.product(
         nested_optimizers(optimizer), ("use_ema", "gradient_accumulation_steps")
     ):

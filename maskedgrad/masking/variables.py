@@ -16,8 +16,7 @@ class SparselyRead:
 
     Once a row has been written, TensorFlow copies a whole variable each time it
     is read densely, and a Keras layer reads its table densely before it gathers.
-    `tf.gather` calls `sparse_read` of what it is given, where it has one. So does
-    `tf.nn.embedding_lookup`, with which Keras looks up ragged ids, as told below.
+    `tf.gather` calls `sparse_read` of what it is given, where it has one.
     https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/ops/array_ops.py#L4992
     """
 
@@ -71,15 +70,16 @@ def read_whole_if_tied(gradients: Iterable[Any], variables: Iterable[Any]) -> No
 
 def share_reads(variable: tf.Variable) -> None:
     """Lets dense reads share the memory of a variable again, after its rows were written."""
-    # https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/core/framework/
-    # resource_var.h#L54: without this, the variable is copied at each dense read ever after.
+    # Without this, the variable is copied at each dense read ever after.
+    # https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/core/framework/resource_var.h#L54
     if not is_compiled_by_xla():  # which has no such mode
         tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
 
 
 @tf.experimental.dispatch_for_api(tf.nn.embedding_lookup, {"ids": tf.RaggedTensor})
 def _embedding_lookup(params: Any, ids: Any, max_norm: Any = None, name: Any = None) -> Any:
-    """`tf.nn.embedding_lookup` of ragged ids in a table that is read sparsely."""
+    """Looks up ragged ids, as Keras does by this. TensorFlow's own makes the table a tensor."""
+    # https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/python/ops/embedding_ops.py#L142
     if max_norm is not None or not isinstance(params, SparselyRead):
         return NotImplemented  # TensorFlow does it
     return tf.ragged.map_flat_values(lambda flat_ids: tf.gather(params, flat_ids, name=name), ids)
@@ -169,7 +169,7 @@ def _take_id(variable: tf.Variable, other: tf.Variable) -> None:
 
 
 def make_row_variable(variable: keras.Variable, axis: int, any_length: bool) -> None:
-    """Makes a variable a `RowVariable`, in place, before any function is traced with it.
+    """Makes a variable, which others hold, a `RowVariable`, before a function is traced with it.
 
     Args:
         variable: the variable.

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from maskedgrad.masking.tables import bits, same_bits
+from maskedgrad.messages import shorten
 from maskedgrad.patches.patch import RowPatch
 from maskedgrad.patches.placement import Placement, check_bases, placements
 from maskedgrad.patches.table import TablePatch, frozen_digest
@@ -44,7 +45,8 @@ def merge_patches(
         original values of a table, if both patches know those.
 
     Raises:
-        ValueError: `weight` is not from 0 to 1; one of the patches does not
+        TypeError: a patch is of another type.
+        ValueError: `weight` is not a number from 0 to 1; one of the patches does not
             fit the model, or was trained over other frozen rows; they have
             rows in common, and there is no `weight`; or they know a word by
             two ids, and there is no `vocabulary`.
@@ -59,8 +61,18 @@ def merge_patches(
     >>> patches.merge_patches(one, RowPatch.from_model(model), model)
     RowPatch({'words/embeddings': Rows('1,3:5', num_rows=5)})
     """
-    if weight is not None and not 0 <= weight <= 1:
-        raise ValueError(f"`weight` must be from 0 to 1. Received: weight={weight!r}")
+    for patch in (first, second):
+        if not isinstance(patch, RowPatch):
+            raise TypeError(
+                f"A patch must be a `RowPatch`. Received: {shorten(patch)}. `RowPatch.load(path)` "
+                "reads one from its file."
+            )
+    is_number = isinstance(weight, (int, float, np.integer, np.floating))
+    if weight is not None and not (is_number and 0 <= weight <= 1):
+        raise ValueError(
+            f"`weight` must be a number from 0 to 1, the share of the first patch. Received: "
+            f"weight={shorten(weight)}"
+        )
     vocabularies = by_path(vocabulary, list({**first.tables, **second.tables}))
     of_tables: dict[int, list[Placement]] = {}
     for patch in (first, second):

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from maskedgrad.files import FilePath
+from maskedgrad.files import FilePath, checked_path
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
@@ -21,7 +21,7 @@ from maskedgrad.patches.placement import AppliedRowPatch, check_bases, placement
 from maskedgrad.patches.table import TablePatch, check_finite, frozen_digest
 from maskedgrad.patches.words import with_words
 from maskedgrad.rows.rows import Rows
-from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.targets import MaskedTable, describe
 from maskedgrad.rows.vocabulary import by_path
 
 
@@ -105,7 +105,8 @@ class RowPatch:
         if optimizer is None:
             raise ValueError(
                 "`model` must be compiled with a `MaskedOptimizer`, which says which rows train. "
-                f"Received: a model with optimizer={getattr(model, 'optimizer', None)!r}"
+                f"Received: {describe(model)}, with "
+                f"optimizer={getattr(model, 'optimizer', None)!r}"
             )
         tables = masked_tables(model)
         _check_can_be_patched(model, tables)
@@ -143,7 +144,7 @@ class RowPatch:
         ...     RowPatch.load(f"{folder}/city.safetensors") == patch
         True
         """
-        write_patch_file(path, *self._parts())
+        write_patch_file(checked_path(path), *self._parts())
 
     @classmethod
     def load(cls, path: FilePath) -> "RowPatch":
@@ -157,7 +158,7 @@ class RowPatch:
             FileNotFoundError: there is no such file.
             ValueError: the file is no row patch, or not as it was written.
         """
-        headers, tensors = read_patch_file(path)
+        headers, tensors = read_patch_file(checked_path(path))
         try:
             patch = cls(
                 *(

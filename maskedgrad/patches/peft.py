@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.files import FilePath, check_no_folder, write_together
+from maskedgrad.files import FilePath, check_no_folder, checked_path, write_together
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages import shorten
 from maskedgrad.patches.file import parse_json, read_safetensors, to_safetensors
@@ -63,6 +63,7 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
     ...     read_adapter(folder, model, modules)
     RowPatch({'words/embeddings': Rows('3', num_rows=5)})
     """
+    folder = checked_path(folder, "folder")
     tables = list(patch.tables.values())
     if set(modules) != set(patch.tables):
         raise ValueError(
@@ -88,12 +89,12 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
     content = to_safetensors(
         tensors, {"format": "pt", IDS_DIGEST: _digest(config["token_indices"])}
     )
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     text = (json.dumps(config, indent=2) + "\n").encode()
     write_together(
         {
-            Path(folder, TENSORS_FILE): lambda file: file.write(content),
-            Path(folder, CONFIG_FILE): lambda file: file.write(text),
+            folder / TENSORS_FILE: lambda file: file.write(content),
+            folder / CONFIG_FILE: lambda file: file.write(text),
         }
     )
 
@@ -116,8 +117,9 @@ def read_adapter(folder: FilePath, model: keras.Model, modules: Mapping[str, str
         ValueError: it is no adapter of trainable tokens, or a damaged one; it
             has other modules; or it does not fit the model's tables.
     """
-    token_ids = _token_ids(Path(folder, CONFIG_FILE))
-    metadata, tensors = read_safetensors(Path(folder, TENSORS_FILE))
+    folder = checked_path(folder, "folder")
+    token_ids = _token_ids(folder / CONFIG_FILE)
+    metadata, tensors = read_safetensors(folder / TENSORS_FILE)
     expected = {path: _tensor_name(module) for path, module in modules.items()}
     if sorted(expected.values()) != sorted(tensors):
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from maskedgrad.masking.tables import read_rows, row_reader, same_bits, write_rows
 from maskedgrad.masking.variables import read_sparsely, reads_sparsely
+from maskedgrad.messages import shorten
 from maskedgrad.patches.table import (
     InPlace,
     TablePatch,
@@ -30,6 +31,15 @@ class Placement(NamedTuple):
     variable: keras.Variable
 
 
+def check_holds_tables(model: Any) -> None:
+    """Raises a `TypeError` if something is neither a model nor a layer."""
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            f"`model` must be a `keras.Model`. Received: {shorten(model)}. A model in a file is "
+            "loaded first: `keras.saving.load_model(path)`."
+        )
+
+
 def placements(
     tables: Iterable[TablePatch], model: keras.Model, vocabularies: Mapping[str, Any]
 ) -> list[Placement]:
@@ -39,6 +49,7 @@ def placements(
         ValueError: the model lacks a table, has it in another shape or dtype,
             or has one for two of the patches; or a vocabulary lacks a word.
     """
+    check_holds_tables(model)
     variables = model.weights
     placed = []
     for table in tables:

@@ -1,6 +1,7 @@
 """`PatchRegistry`: many patches over one base, switched between the requests of a service."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import keras
 
 from maskedgrad.files import FilePath
+from maskedgrad.messages import shorten
 from maskedgrad.patches.patch import RowPatch
-from maskedgrad.patches.placement import AppliedRowPatch
+from maskedgrad.patches.placement import AppliedRowPatch, check_holds_tables
 
 
 class PatchRegistry:
@@ -59,6 +61,12 @@ class PatchRegistry:
         allow_nonfinite: bool = False,
         vocabulary: Any = None,
     ):
+        check_holds_tables(model)
+        if patches is not None and not isinstance(patches, Mapping):
+            raise TypeError(
+                "`patches` must be a mapping from names to patches, such as `{'city': patch}`. "
+                f"Received: {shorten(patches)}"
+            )
         self._model = model
         self._options = {
             "strict": strict,
@@ -82,7 +90,15 @@ class PatchRegistry:
             name: what requests call it.
             patch: a `RowPatch`, or the path of its file, which is read when
                 the patch is first used.
+
+        Raises:
+            TypeError: the name is no string, or the patch is of another type.
         """
+        if not isinstance(name, str) or not isinstance(patch, (RowPatch, str, os.PathLike)):
+            raise TypeError(
+                "A patch must be added by a name, and be a `RowPatch` or the path of its file. "
+                f"Received: name={shorten(name)}, patch={shorten(patch)}"
+            )
         self._entries[name] = _Entry(patch)
 
     def remove(self, name: str) -> None:

@@ -189,7 +189,7 @@ def _check_is_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(
             f"`model` must be a `keras.Model`. Received: {describe(model)}. "
-            "Give the model that the layer is part of."
+            "Give the model itself, and for a layer the one that it is part of."
         )
 
 

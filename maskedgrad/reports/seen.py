@@ -24,7 +24,8 @@ def times_seen(data: Any, ids: np.ndarray) -> np.ndarray:
         ids: ascending, int64 of shape `(K,)`.
 
     Raises:
-        TypeError: something in it is no integer.
+        TypeError: something in it is no integer, or it is a tuple, which may be
+            inputs with their labels.
         ValueError: the dataset never ends.
 
     Example:
@@ -47,6 +48,12 @@ def _batches(data: Any) -> Iterable[Any]:
         raise ValueError(
             "`data` must end, since all of it is counted. Received: a dataset that is repeated "
             "for ever. Give it as it was before, or `dataset.take(n)`."
+        )
+    if isinstance(data, tuple):
+        raise TypeError(
+            "`data` must be integers, or batches of them. Received: a tuple, which may be batches, "
+            f"or inputs with their labels: {shorten(data)}. Give the inputs alone, or "
+            "`iter(batches)`."
         )
     is_one = isinstance(data, (np.ndarray, tf.Tensor, tf.RaggedTensor, list))
     if not is_one and not isinstance(data, Iterable):

@@ -13,7 +13,7 @@ from maskedgrad.masking.tables import row_reader
 from maskedgrad.messages import capitalized, shorten
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import SavedTable, find_saved, listing
-from maskedgrad.rows.targets import AlongAxis, MaskedTable, describe
+from maskedgrad.rows.targets import AlongAxis, MaskedTable, about_keras_2, describe
 
 CHUNK_NUMBERS = 2**21  # of float64, 16 MiB
 
@@ -81,8 +81,14 @@ def view_of(target: Any) -> TableView:
     raise TypeError(
         "A table must be a layer, a model whose optimizer masks one table, one of "
         "`optimizer.masked_tables()`, a `keras.Variable` or an array. "
-        f"Received: {describe(target)}. A layer is found by its name: `model.get_layer(name)`."
+        f"Received: {describe(target)}. {_advice_for(target)}"
     )
+
+
+def _advice_for(target: Any) -> str:
+    if isinstance(target, (list, tuple)):
+        return "`layer.get_weights()` is a list of arrays, of which the table is one."
+    return about_keras_2(target) or "A layer is found by its name: `model.get_layer(name)`."
 
 
 def of_variable(variable: keras.Variable, axis: int = 0, rows: Rows | None = None) -> TableView:
@@ -129,7 +135,10 @@ def before_of(before: Any, view: TableView) -> TableView:
     elif isinstance(before, np.ndarray) and _is_of_rows(before, view):
         return overlaid(view, view.rows.ids if view.rows else np.zeros(0, np.int64), before)
     else:
-        earlier = view_of(before)
+        try:
+            earlier = view_of(before)
+        except TypeError as error:
+            raise TypeError(f"`before` must be a `RowPatch`, or a table. {error}") from error
     _check_comparable(earlier, view)
     return earlier
 

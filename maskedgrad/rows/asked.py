@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from maskedgrad.messages import shorten
 from maskedgrad.rows.multipliers import named_rates, rows_by_rate, with_learning_rates
 from maskedgrad.rows.saved import SavedTable, saved_table
 from maskedgrad.rows.targets import MaskedTable, Named, named, resolve, saved
@@ -19,6 +20,9 @@ class Asked:
         decay_exclusions: variables, and names of variables, without weight decay.
         variables: all variables that are trained, once they are known.
         is_lazy: whether a step leaves rows alone that its batch does not look up.
+
+    Raises:
+        TypeError, ValueError: what can be known to be wrong before there are tables.
     """
 
     def __init__(
@@ -29,6 +33,8 @@ class Asked:
         variables: Sequence[keras.Variable] | None = None,
         is_lazy: bool = False,
     ):
+        if not isinstance(is_lazy, bool):
+            raise TypeError(f"`lazy` must be True or False. Received: lazy={shorten(is_lazy)}")
         self.trainable_rows = trainable_rows
         self.row_learning_rates = row_learning_rates
         self.decay_exclusions = decay_exclusions

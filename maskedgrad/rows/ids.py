@@ -16,6 +16,7 @@ _MASK_ADVICE = (
     "They are zeros and ones: if they are a mask, a number for each row of the table, make it "
     "boolean by `numpy.asarray(mask).astype(bool)`."
 )
+_ALL_ROWS_ADVICE = "All rows of a table are `slice(None)`."
 
 
 def checked_array(rows: Any) -> np.ndarray:
@@ -33,8 +34,7 @@ def checked_array(rows: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ValueError(
             "Rows must be given as a flat sequence of ids or a flat mask (rank 1). "
-            f"Received an array of shape {array.shape}: {shorten(rows)}"
-            f"{'. A single id goes in a list: `[id]`' if array.ndim == 0 else ''}"
+            f"Received an array of shape {array.shape}: {shorten(rows)}. {_advice_for_shape(array)}"
         )
     if array.dtype == bool:
         return array
@@ -102,12 +102,22 @@ def _is_mask(array: np.ndarray) -> bool:
     return bool(np.isin(array, (0, 1)).all())
 
 
+def _advice_for_shape(array: np.ndarray) -> str:
+    if array.ndim:
+        return "Ids of another shape become flat by `numpy.ravel(ids)`."
+    if array.dtype.kind in "iu":
+        return "A single id goes in a list: `[id]`."
+    return _ALL_ROWS_ADVICE
+
+
 def _advice_for_others(array: np.ndarray) -> str:
     if array.dtype.kind == "f" and _is_mask(array):
         return _MASK_ADVICE
-    if array.dtype.kind in "USO":
+    if array.dtype.kind in "US" or any(isinstance(each, (str, bytes)) for each in array.flat):
         return _WORDS_ADVICE
-    return "Ids that were read as floats become integers by `ids.astype(int)`."
+    if array.dtype.kind == "f" and (array == np.rint(array)).all() and np.isfinite(array).all():
+        return "Ids that were read as floats become integers by `ids.astype(int)`."
+    return "Leave out what is missing, and what is no whole number."
 
 
 def _to_array(rows: Any) -> np.ndarray:
@@ -120,11 +130,17 @@ def _to_array(rows: Any) -> np.ndarray:
     try:
         return np.asarray(rows)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise TypeError(f"Rows must be known numbers. Received: {shorten(rows)}") from error
+        raise TypeError(
+            "Rows must be one flat sequence of numbers, whose values are known now. "
+            f"Received: {shorten(rows)}, of which NumPy makes no array: {error}"
+        ) from error
 
 
 def _advice_for_no_sequence(rows: Any) -> str:
     if isinstance(rows, str):
-        return _WORDS_ADVICE
-    is_collection = isinstance(rows, (Set, ValuesView, Iterator))
-    return "`sorted(rows)` makes a list of it." if is_collection else "Name each row by its id."
+        return f"{_WORDS_ADVICE} {_ALL_ROWS_ADVICE}"
+    if isinstance(rows, Mapping):
+        return "Learning rates of rows are told apart by `row_learning_rates`."
+    if isinstance(rows, (Set, ValuesView, Iterator)):
+        return "`sorted(rows)` makes a list of it."
+    return f"Name each row by its id. {_ALL_ROWS_ADVICE}"

@@ -121,7 +121,14 @@ def _multipliers(target: Any, rates: Any, num_rows: int) -> np.ndarray:
 def rows_by_rate(target: Any, rates: Any) -> Iterator[tuple[float, Any]]:
     """Each multiplier that is given with its rows."""
     if isinstance(rates, Mapping):
-        yield from ((rate, canonical(rows)) for rate, rows in rates.items())
+        for rate, rows in rates.items():
+            try:
+                yield rate, canonical(rows)
+            except (TypeError, ValueError) as error:
+                raise type(error)(
+                    f"The rows given for the multiplier {shorten(rate)} of {describe(target)}: "
+                    f"{error} The multiplier is the key, as in `{{0.1: [3, 7]}}`."
+                ) from error
         return
     array = _numbers(rates)
     if array is None:

@@ -63,6 +63,7 @@ class Rows:
         >>> Rows.last(3, num_rows=10)
         Rows('7:10', num_rows=10)
         """
+        _check_num_rows(num_rows)
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 0 <= n <= num_rows:
             raise ValueError(f"`n` must be an int from 0 to {num_rows}. Received: n={n!r}")
         return cls(slice(num_rows - int(n), None), num_rows)
@@ -131,7 +132,10 @@ class Rows:
 
     def _combined(self, combine: Callable[..., np.ndarray], other: "Rows") -> "Rows":
         if not isinstance(other, Rows):
-            raise TypeError(f"Rows are combined with a `Rows`. Received: {shorten(other)}")
+            raise TypeError(
+                f"Rows must be combined with a `Rows`. Received: {shorten(other)}. "
+                f"`Rows(ids, {self._num_rows})` makes one of ids."
+            )
         _check_length("a `Rows`", other.num_rows, self._num_rows)
         return Rows(combine(self.ids, other.ids), self._num_rows)
 
@@ -255,7 +259,10 @@ def decode_rows(config: Mapping[str, Any]) -> Any:
 
 def _check_num_rows(num_rows: Any) -> None:
     if isinstance(num_rows, bool) or not isinstance(num_rows, (int, np.integer)):
-        raise TypeError(f"`num_rows` must be an int. Received: num_rows={num_rows!r}")
+        raise TypeError(
+            "`num_rows` must be an int, the number of rows of the table. "
+            f"Received: num_rows={shorten(num_rows)}"
+        )
     if num_rows < 0:
         raise ValueError(f"`num_rows` must not be negative. Received: num_rows={num_rows}")
 

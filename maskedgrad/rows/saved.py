@@ -17,6 +17,8 @@ import keras
 from maskedgrad.messages import shorten
 from maskedgrad.rows.rows import decode_rows, encode_rows
 
+MOST_LISTED = 20  # variables in an error message
+
 
 class SavedTable(NamedTuple):
     """What a config says of a table.
@@ -240,7 +242,9 @@ def _digest_of_paths(variables: Sequence[keras.Variable]) -> str:
 
 
 def listing(variables: Sequence[keras.Variable]) -> str:
-    """How error messages list variables."""
+    """How error messages list variables: the first of them, and how many more there are."""
     if not variables:
         return ". "
-    return ":\n" + "".join(f"  {v.path}  {tuple(v.shape)}\n" for v in variables)
+    shown = [f"  {v.path}  {tuple(v.shape)}\n" for v in variables[:MOST_LISTED]]
+    more = len(variables) - MOST_LISTED
+    return ":\n" + "".join([*shown, f"  and {more} more\n" if more > 0 else ""])

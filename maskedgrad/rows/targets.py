@@ -154,14 +154,21 @@ def _named(target: Any) -> Named:
     )
 
 
-def _advice_for(target: Any) -> str:
+def about_keras_2(target: Any) -> str:
+    """What to do with a layer of Keras 2, as a sentence; empty for anything else."""
     packages = {each.__module__.partition(".")[0] for each in type(target).__mro__}
     if packages & {"tf_keras", "tensorflow"} and hasattr(target, "trainable_weights"):
         return (
             "It is a layer of Keras 2. Make it, and the model, of Keras 3: `keras.layers."
             f"{type(target).__name__}`."
         )
-    return "A variable is named by its path: `variable.path`."
+    return ""
+
+
+def _advice_for(target: Any) -> str:
+    if isinstance(target, type):
+        return "Name the layer itself, and not its class: `model.get_layer(name)`."
+    return about_keras_2(target) or "A variable is named by its path: `variable.path`."
 
 
 def resolve(
@@ -233,8 +240,9 @@ def variables_before_build(name: Named) -> list[keras.Variable]:
     if name.axis is None and len(found) != 1:
         raise ValueError(
             f"A layer that is a target must own one table. {capitalized(describe(layer))} owns "
-            f"{len(found)} variables{listing(found)}Name the table by its path, or "
-            "what lies along one axis of all of them by `AlongAxis(layer, axis)`."
+            f"{len(found)} variables{listing(found)}Name the layer in it that owns the table, the "
+            "table by its path, or what lies along one axis of all of them by "
+            "`AlongAxis(layer, axis)`."
         )
     if name.axis is None and found[0].name.endswith("kernel"):
         raise ValueError(
@@ -375,15 +383,21 @@ def _of_path(path: str, variables: Sequence[keras.Variable]) -> list[keras.Varia
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{shorten(path)} is neither the path of a variable nor a regular expression "
-            f"({error}). The paths are{listing(variables)}"
+            f"({error}). {_about_patterns(path)}The paths are{listing(variables)}"
         ) from error
     if not matches:
         raise ValueError(
             f"The target {path!r} matches none of the variables that are trained"
-            f"{listing(variables)}{_nearest(path, variables)}A variable of a frozen layer is not "
-            "among them."
+            f"{listing(variables)}{_nearest(path, variables)}{_about_patterns(path)}A variable of "
+            "a frozen layer is not among them, nor one that is no `keras.Variable`."
         )
     return matches
+
+
+def _about_patterns(path: str) -> str:
+    """A hint where a path may be meant as a pattern of file names."""
+    is_glob = "*" in path and ".*" not in path
+    return "In a regular expression `.*` stands for any text. " if is_glob else ""
 
 
 def _nearest(path: str, variables: Sequence[keras.Variable]) -> str:

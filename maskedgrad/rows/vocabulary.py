@@ -1,7 +1,8 @@
 """Vocabularies: which word has which row."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from typing import Any
 
 import keras
@@ -13,6 +14,11 @@ from maskedgrad.messages import shorten
 # What lookups of Keras list for what they do not know, once for each row that they keep for it.
 UNKNOWN = "[UNK]", "-1"
 LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
+
+_TURN_ROUND = (
+    "A mapping from id to word is turned round by "
+    "`{word: row for row, word in vocabulary.items()}`."
+)
 
 
 def row_ids(words: Sequence[str], vocabulary: Any) -> npt.NDArray[np.int64]:
@@ -77,8 +83,18 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
     raise TypeError(
         "A vocabulary must be a list or tuple of words, a mapping from word to id, a "
         "`StringLookup`, `IntegerLookup` or `TextVectorization`, or a tokenizer. "
-        f"Received: {type(vocabulary).__name__}."
+        f"Received: {shorten(vocabulary)}. {_advice_for(vocabulary)}"
     )
+
+
+def _advice_for(vocabulary: Any) -> str:
+    if isinstance(vocabulary, (str, os.PathLike)):
+        return "A file of a word a line is read by `path.read_text(encoding='utf-8').splitlines()`."
+    if isinstance(vocabulary, Set) and not isinstance(vocabulary, KeysView):
+        return "A set has no order: give its words the ids that the table has for them."
+    if isinstance(vocabulary, Iterable):
+        return "What has words in the order of their ids becomes one by `list(vocabulary)`."
+    return "Give what made the ids of the texts."
 
 
 def ids_within(vocabulary: Any, num_rows: int, what: str) -> dict[str, int]:
@@ -121,9 +137,18 @@ def check_words(words: Any, what: str = "`words`") -> Sequence[str]:
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
         raise TypeError(
             f"{what} must be a list or tuple of strings. Received: {sample(words)}. "
-            "A single word goes in a list: `[word]`."
+            f"{advice_for_words(words)}"
         )
     return words
+
+
+def advice_for_words(words: Any) -> str:
+    """What to do where words are no list or tuple of strings."""
+    if isinstance(words, str):
+        return "A single word goes in a list: `[word]`."
+    if isinstance(words, (list, tuple)):
+        return "Give each word as a string."
+    return "Words in another sequence become one by `list(words)`."
 
 
 def sample(words: Any) -> str:
@@ -161,14 +186,17 @@ def _ids_of_lookup(lookup: Any) -> dict[str, int]:
 
 
 def _checked_ids(vocabulary: Mapping[Any, Any]) -> dict[str, int]:
-    check_words(list(vocabulary), "The words of a vocabulary")
+    if not all(isinstance(word, str) for word in vocabulary):
+        raise TypeError(
+            "A vocabulary that is a mapping must go from word to id. Received, for words: "
+            f"{sample([word for word in vocabulary if not isinstance(word, str)])}. {_TURN_ROUND}"
+        )
     ids = list(vocabulary.values())
     if not all(isinstance(row, (int, np.integer)) and not isinstance(row, bool) for row in ids):
         raise TypeError(
             "The ids of a vocabulary must be integers. "
             f"Received: {sample([row for row in ids if not isinstance(row, (int, np.integer))])}. "
-            "A mapping from id to word must be turned round: "
-            "`{word: row for row, word in vocabulary.items()}`."
+            f"{_TURN_ROUND}"
         )
     if any(row < 0 for row in ids):
         raise ValueError(

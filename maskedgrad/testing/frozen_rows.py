@@ -68,7 +68,8 @@ def tables_of(model: Any) -> list[MaskedTable]:
     if not isinstance(model, keras.Model):
         raise TypeError(
             "Expected a `keras.Model`, a `keras.Variable` or a `tf.Variable`. "
-            f"Received: {model!r} of type {type(model).__name__}"
+            f"Received: {model!r} of type {type(model).__name__}. The table of a layer is among "
+            "its `weights`."
         )
     optimizer = masked_optimizer_in(getattr(model, "optimizer", None))
     if optimizer is None:

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from maskedgrad.rows.rows import Rows
-from maskedgrad.rows.targets import describe
-from maskedgrad.rows.vocabulary import sample
+from maskedgrad.rows.targets import about_keras_2, describe
+from maskedgrad.rows.vocabulary import advice_for_words, sample
 from maskedgrad.vectors.copies import Remade, copied
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 from maskedgrad.vectors.layers import table_in
@@ -134,12 +134,13 @@ def centers(initializer: Any, table: np.ndarray) -> Any:
 def _checked_model(model: Any) -> Any:
     if not isinstance(model, keras.Layer):
         raise TypeError(
-            f"`extend` takes a model or an embedding layer. Received: {type(model).__name__}."
+            f"Expected a model or an embedding layer. Received: {describe(model)}. "
+            f"{about_keras_2(model)}"
         )
     if not model.built:
         raise ValueError(
-            f"The model {model.name!r} must be built, for its table has no rows yet. "
-            "Call it on a batch, or begin it with a `keras.Input`."
+            f"What is extended must be built, to have a table. Received: {describe(model)}, which "
+            "is not. Call it on a batch, or begin a model with a `keras.Input`."
         )
     return model
 
@@ -170,7 +171,7 @@ def _check_new_words(words: Any) -> None:
     ):
         raise TypeError(
             f"`words` must be a list or tuple of strings. Received: {sample(words)}. "
-            "A single word goes in a list: `[word]`."
+            f"{advice_for_words(words)}"
         )
     if not words or len(set(words)) != len(words):
         raise ValueError(
@@ -188,8 +189,7 @@ def check_descriptions(initializer: Any, words: Sequence[str], num_rows: int) ->
             raise ValueError(
                 f"`initializer` must describe new words. Received: {word!r}, of {sample(words)}"
             )
-        if not len(_described_by(ids, num_rows)):
-            raise ValueError(f"{word!r} must be described by at least one row. Received: none")
+        _check_description(word, ids, num_rows)
 
 
 def _described_by(rows: Any, num_rows: int) -> np.ndarray:
@@ -199,3 +199,12 @@ def _described_by(rows: Any, num_rows: int) -> np.ndarray:
         _ = Rows(np.unique(ids), num_rows)  # which raises if one is no row
         return ids
     return Rows(rows, num_rows).ids
+
+
+def _check_description(word: str, rows: Any, num_rows: int) -> None:
+    try:
+        ids = _described_by(rows, num_rows)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"The rows that describe {word!r}: {error}") from error
+    if not len(ids):
+        raise ValueError(f"{word!r} must be described by at least one row. Received: none")

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import keras
 import numpy as np
 
+from maskedgrad.messages import shorten
+
 Initializer: TypeAlias = (
     "str | Mapping[str, np.ndarray] | keras.initializers.Initializer | Callable[..., Any]"
 )
@@ -84,9 +86,11 @@ def check_initializer(initializer: Any, noise: Any) -> None:
         if initializer not in OF_MOMENTS and _of_keras(initializer) is None:
             raise ValueError(f"{EXPECTED}. Received: initializer={initializer!r}")
     elif not isinstance(initializer, Mapping) and not callable(initializer):
-        raise TypeError(f"{EXPECTED}. Received: {type(initializer).__name__}")
+        raise TypeError(f"{EXPECTED}. Received: initializer={shorten(initializer)}")
     if isinstance(noise, bool) or not isinstance(noise, (int, float)) or not 0 <= noise < np.inf:
-        raise ValueError(f"`noise` must be a number that is not negative. Received: noise={noise}")
+        raise ValueError(
+            f"`noise` must be a number that is not negative. Received: noise={noise!r}"
+        )
     if noise and not isinstance(initializer, Mapping) and initializer not in ("zeros", "mean"):
         raise ValueError(
             "`noise` is added to zeros, means and centers, and not to what is drawn or made "

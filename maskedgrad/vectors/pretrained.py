@@ -1,5 +1,6 @@
 """`pretrained_embedding`: a stock `Embedding` around a matrix, in the memory of one table."""
 
+import os
 from typing import Any
 
 import keras
@@ -8,8 +9,8 @@ import numpy.typing as npt
 
 from maskedgrad.masking.tables import write_rows
 from maskedgrad.masking.variables import read_sparsely
-
-CHUNK_BYTES = 1 << 24
+from maskedgrad.messages import shorten
+from maskedgrad.rows.chunks import rows_a_chunk
 
 
 def pretrained_embedding(matrix: npt.NDArray[Any], **options: Any) -> keras.layers.Embedding:
@@ -52,18 +53,27 @@ def pretrained_embedding(matrix: npt.NDArray[Any], **options: Any) -> keras.laye
 
 
 def _fill(table: keras.Variable, matrix: np.ndarray) -> None:
-    rows = max(1, CHUNK_BYTES // max(1, matrix[:1].nbytes))
-    for start in range(0, len(matrix), rows):
-        values = matrix[start : start + rows]
+    step = rows_a_chunk(matrix[:1].nbytes)
+    for start in range(0, len(matrix), step):
+        values = matrix[start : start + step]
         write_rows(table, np.arange(start, start + len(values)), values)
+
+
+def _advice_for(matrix: Any) -> str:
+    if isinstance(matrix, tuple):
+        return "`load_vectors` returns two things: `matrix, report = load_vectors(...)`."
+    if isinstance(matrix, (str, os.PathLike)):
+        return "A file is mapped by `numpy.load(path, mmap_mode='r')`."
+    return "Numbers become one by `numpy.asarray(matrix, dtype='float32')`."
 
 
 def _check_matrix(matrix: Any) -> None:
     if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiu":
-        received = getattr(matrix, "dtype", type(matrix).__name__)
+        is_array = isinstance(matrix, np.ndarray)
+        received = f"an array of dtype {matrix.dtype}" if is_array else shorten(matrix)
         raise TypeError(
             "`matrix` must be a NumPy array of real numbers, or a file of them mapped into "
-            f"memory. Received: {received}. Use `numpy.asarray(matrix)`."
+            f"memory. Received: {received}. {_advice_for(matrix)}"
         )
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(

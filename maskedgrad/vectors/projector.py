@@ -1,10 +1,9 @@
 """`write_projector`: a table for TensorBoard's projector, with its words."""
 
 import json
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from maskedgrad.files import FilePath, write_together
+from maskedgrad.files import FilePath, checked_path, write_together
 from maskedgrad.messages.grid import cut
 from maskedgrad.reports.nearest import shown_word, words_of
 from maskedgrad.reports.views import view_of
@@ -46,6 +45,7 @@ def write_projector(
     cat     0
     dog     1
     """
+    folder = checked_path(log_dir, "log_dir")
     view = view_of(table)
     ids = Rows(slice(None) if rows is None else rows, view.num_rows).ids
     word_of = words_of(view, vocabulary)
@@ -62,7 +62,6 @@ def write_projector(
             cells += [] if trained is None else ["yes" if id_ in trained else "no"]
             file.write("\t".join(cells).encode("utf-8", "backslashreplace") + b"\n")
 
-    folder = Path(log_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_together(
         {

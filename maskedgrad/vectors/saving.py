@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskedgrad.files import FilePath, whole_file, write_together
+from maskedgrad.files import FilePath, checked_path, whole_file, write_together
 from maskedgrad.masking.tables import bits
 from maskedgrad.messages.progress import progress_bar
 from maskedgrad.reports.nearest import words_of
@@ -96,7 +96,7 @@ def save_vectors(
     >>> (loaded == matrix).all(), report.found
     (np.True_, ('cat', 'dog'))
     """
-    path = Path(path)
+    path = checked_path(path)
     kind = _format(path, format)
     view = view_of(table)
     ids = Rows(slice(None) if rows is None else rows, view.num_rows).ids

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from maskedgrad.files import check_no_folder
+from maskedgrad.messages import shorten
 from maskedgrad.vectors import binary, fasttext, text
 from maskedgrad.vectors.arrays import is_array_with_words, read_array
 from maskedgrad.vectors.found import (
@@ -80,6 +81,11 @@ def read_source(
     Raises:
         TypeError, ValueError, OSError: as `load_vectors` does.
     """
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ValueError(
+            f"`source` must be on this machine. Received: the address {source!r}. Download it, and "
+            "give the path of the file."
+        )
     if isinstance(source, (str, os.PathLike)):
         return _read_file(Path(source), slot_of, num_slots, words_from_subwords)
     if hasattr(source, "wv"):
@@ -92,7 +98,7 @@ def read_source(
     ):
         raise TypeError(
             "`source` must be the path of a file, a gensim `KeyedVectors`, or a mapping from word "
-            f"to vector. Received: {type(source).__name__}. "
+            f"to vector. Received: {shorten(source)}. "
             "A list of words and a matrix become one by `dict(zip(words, matrix))`; "
             "a file that is open is given by its path."
         )
@@ -196,13 +202,19 @@ def _read_mapping(
 
 
 def _checked(word: str, value: Any, width: int) -> np.ndarray:
-    vector = np.asarray(value)
+    try:
+        vector = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"A vector must be a flat array of real numbers. Received for {word!r}: "
+            f"{shorten(value)}, of which NumPy makes no array: {error}"
+        ) from error
     is_real = np.can_cast(vector.dtype, np.longdouble) and vector.dtype != bool
     if vector.ndim != 1 or not is_real or not vector.size:
         raise ValueError(
             "A vector must be a flat array of real numbers. Received for "
-            f"{word!r}: an array of shape {vector.shape} and dtype {vector.dtype}. Leave the word "
-            "out, or give its numbers alone: `numpy.asarray(vector).real` of complex ones."
+            f"{word!r}: {shorten(value)}, of shape {vector.shape} and dtype {vector.dtype}. Leave "
+            "the word out, or give its numbers alone: `numpy.asarray(vector).real` of complex ones."
         )
     if len(vector) != width:
         raise ValueError(

@@ -58,6 +58,13 @@ class BrokenArray:
         raise NotImplementedError("no array")
 
 
+class OnAnotherDevice:
+    """What PyTorch keeps on a GPU."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
+
+
 strange_objects = st.sampled_from(
     [
         lambda: iter([1, 2]),
@@ -88,6 +95,12 @@ strange_objects = st.sampled_from(
         lambda: tf.TensorSpec([2]),
         lambda: tf.data.Dataset.range(2),
         BrokenArray,
+        OnAnotherDevice,
+        lambda: [1.0, float("nan")],
+        lambda: [True, None, False, False, False],
+        lambda: [[1], [2]],
+        lambda: {0.5: [1]},
+        lambda: ...,
         object,
         lambda: len,
         lambda: Rows,
