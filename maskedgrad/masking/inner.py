@@ -125,9 +125,9 @@ def _advice_for(given: Any) -> str:
 
 def checked_inner_optimizer(identifier: Any, masking: type) -> keras.optimizers.Optimizer:
     """The optimizer to wrap, if it is one that is not built, and none of the class `masking`."""
-    optimizer = identifier
-    if isinstance(identifier, str) or (isinstance(identifier, dict) and "class_name" in identifier):
-        optimizer = made(keras.optimizers.get, identifier)
+    is_config = isinstance(identifier, dict) and identifier.keys() & {"class_name", "config"}
+    is_made = isinstance(identifier, str) or is_config
+    optimizer = made(keras.optimizers.get, identifier) if is_made else identifier
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(
             "`inner_optimizer` must be a Keras 3 optimizer, or what `keras.optimizers.get` takes "
