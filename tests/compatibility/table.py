@@ -52,7 +52,8 @@ the data under a strategy, with or without `MaskedOptimizer`; what it trains is 
 
 What Keras brought later works where it is there: `keras.Input(ragged=True)` and data of
 `strategy.distribute_datasets_from_function` since 3.9, `Muon` since 3.10 (on TensorFlow since
-3.13), `keras.layers.ReversibleEmbedding` since 3.13, `MultiOptimizer` and `ScheduleFreeAdamW` since 3.15.
+3.13), `keras.layers.ReversibleEmbedding` since 3.13, `MultiOptimizer` and
+`ScheduleFreeAdamW` since 3.15.
 On Python 3.10 there is no Keras after 3.12.
 """
 
