@@ -48,6 +48,14 @@ def pytest_collection_modifyitems(items):
             tried |= _values_of(case)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one `xdist_group` run in one process, which sets up once what they share."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    return LoadGroupScheduling(config, log)
+
+
 def pytest_collection_finish():
     """What is imported by now lives on, and the collector of garbage need not walk it again."""
     gc.freeze()
