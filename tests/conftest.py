@@ -29,6 +29,12 @@ settings.register_profile(
 settings.register_profile("thorough", max_examples=200, stateful_step_count=30, **COMMON)
 settings.load_profile("default")
 
+SHARING_FILES = {
+    "tests/compatibility/test_multi_worker.py",
+    "tests/test_house.py",
+    "tests/test_package.py",
+}
+
 # Grids of fewer cases run whole.
 SMALLEST_GRID = 4
 
@@ -50,10 +56,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of one `xdist_group` run in one process, which sets up once what they share."""
-    from xdist.scheduler import LoadGroupScheduling
+    """The tests of a file that shares what takes long to set up run in one process."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    return LoadGroupScheduling(config, log)
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file in SHARING_FILES else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish():

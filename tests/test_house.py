@@ -135,7 +135,6 @@ def seen_by_users() -> tuple[set[str], set[str]]:
     return set(names.split()), set(modules.split())
 
 
-@pytest.mark.xdist_group("seen_by_users")
 def test_users_see_public_names_alone(seen_by_users):
     names, _ = seen_by_users
     assert names == {*maskedgrad.__all__, *PUBLIC_ROOMS}
@@ -152,7 +151,6 @@ def test_type_checkers_read_of_the_names_that_python_finds():
         assert getattr(maskedgrad, name) is found, name
 
 
-@pytest.mark.xdist_group("seen_by_users")
 def test_an_import_needs_no_extra(seen_by_users):
     _, modules = seen_by_users
     assert not modules & EXTRAS

@@ -24,7 +24,6 @@ HIDDEN_FILES = [".gitignore", ".pre-commit-config.yaml", ".ruff.toml"]
 FOLDERS = ["maskedgrad", "tests", "docs", ".ci", ".github"]
 LEFT_BEHIND = ["__pycache__", "*_build"]
 
-pytestmark = pytest.mark.xdist_group("package")
 processes = pytest.mark.processes
 
 

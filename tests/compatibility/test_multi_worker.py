@@ -22,7 +22,7 @@ from tests.features import metrics_are_of_all_devices, takes_distributed_dataset
 from tests.multi_worker import training
 from tests.multi_worker.training import IDS, MATRIX, NUM_ROWS
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("two_workers")]
+pytestmark = pytest.mark.processes
 
 
 LONGEST = 900  # seconds, and far less on a machine that does nothing else
