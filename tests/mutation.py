@@ -99,6 +99,7 @@ TESTS = {
         "tests/masking/test_optimizer.py",
     ],
     "maskedgrad/rows/targets.py": ["tests/masking/test_targets.py"],
+    "maskedgrad/rows/paths.py": ["tests/masking/test_targets.py"],
     "maskedgrad/rows/saved.py": [
         "tests/masking/test_found_again.py",
         "tests/masking/test_saved_state.py",
