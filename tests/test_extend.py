@@ -271,6 +271,64 @@ def test_a_lookup_in_the_model_learns_the_words(lookup, text):
         extend(model, ["cat"])
 
 
+def preprocessed(form):
+    """A model whose lookup is inside of a model of its own, and whose table may be so too."""
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"])
+    table = keras.layers.Embedding(3, D, name="words")
+    text, inputs = keras.Input((1,), dtype="string"), keras.Input((1,), dtype="string")
+    if form == "sequential":
+        return keras.Model(inputs, table(keras.Sequential([text, lookup])(inputs)))
+    preprocessing = keras.Model(text, {"text": text, "ids": lookup(text)})
+    if form == "twice":
+        preprocessing = keras.Model(text, preprocessing(text))
+        tokens = keras.Input((1,), dtype="int64")
+        table = keras.Model(tokens, table(tokens))
+    return keras.Model(inputs, table(preprocessing(inputs)["ids"]))
+
+
+@pytest.mark.parametrize("form", ["functional", "sequential", "twice"])
+def test_a_lookup_in_a_model_for_preprocessing_is_that_of_the_table(form):
+    model, text = preprocessed(form), tf.constant([["cat"], ["dog"], ["cow"]])
+    expected = model(text).numpy()
+    larger, new = extend(model, ["<city>"], "zeros")
+    assert new == Rows([3], 4)
+    assert not larger(tf.constant([["<city>"]])).numpy().any()
+    assert (bits(larger(text).numpy()) == bits(expected)).all()
+    moved, _ = change_vocabulary(model, ["[UNK]", "cat", "dog"], ["[UNK]", "ox", "dog", "cat"])
+    assert (bits(moved(text).numpy()) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("beside", ["other words", "ids"])
+@pytest.mark.parametrize("how", ["extend", "change_vocabulary"])
+def test_rows_that_other_ids_may_reach_are_not_free(how, beside):
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"], name="animals")
+    inputs = [keras.Input((1,), dtype="string"), keras.Input((1,), dtype="string")]
+    others = keras.layers.StringLookup(vocabulary=["oak"])(inputs[1]) + 3
+    if beside == "ids":
+        inputs[1] = others = keras.Input((1,), dtype="int64")
+    ids = keras.layers.Concatenate()([lookup(inputs[0]), others])
+    model = keras.Model(inputs, keras.layers.Embedding(5, D)(ids))
+    with pytest.raises(ValueError, match="Only the layer 'animals'.*from 3 to 4"):
+        if how == "extend":
+            extend(model, NEW)
+        else:
+            change_vocabulary(model, lookup, ["[UNK]", "dog", "cat"])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [keras.layers.Hashing(V), keras.layers.Discretization([0.0, 1.0])],
+    ids=["Hashing", "Discretization"],
+)
+def test_a_table_whose_ids_are_made_by_a_rule_gets_no_words(layer):
+    is_text = isinstance(layer, keras.layers.Hashing)
+    inputs = keras.Input((1,), dtype="string" if is_text else "float32")
+    model = keras.Model(inputs, keras.layers.Embedding(V, D)(layer(inputs)))
+    with pytest.raises(ValueError, match="No text would reach.*`vocabulary=`"):
+        extend(model, NEW)
+    assert extend(model, NEW, vocabulary=list("abcdefg"))[1] == Rows([V, V + 1], V + 2)
+
+
 def test_ids_that_are_changed_on_their_way_need_a_vocabulary():
     lookup = keras.layers.StringLookup()
     lookup.adapt(["a", "b", "c"])

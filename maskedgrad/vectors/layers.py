@@ -1,7 +1,7 @@
 """What a model is made of: its layers, its tables, and what its graph calls them with."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -100,28 +100,42 @@ def captured_values(model: Any) -> Iterator[tuple[Any, Any]]:
                     yield operation, value
 
 
-def lookups_before(model: Any, table: Any) -> dict[int, tuple[Any, bool]]:
-    """The lookups of a graph whose ids reach a table, by `id`, each with whether they are seen to
-    reach it as they are, through operations of `SHAPING` only.
+class IdSources(NamedTuple):
+    """What gives a table of a graph its ids.
+
+    - `lookups`: the lookups whose ids reach the table, by `id`, each with whether they are seen to
+      reach it as they are, through operations of `SHAPING` only.
+    - `others`: the operations that are no such lookups, inputs of the model included.
     """
+
+    lookups: dict[int, tuple[Any, bool]]
+    others: list[Any]
+
+
+def sources_of_ids(model: Any, table: Any) -> IdSources:
+    """What gives a table its ids, as far as a graph shows it."""
+    found: dict[int, tuple[Any, bool]] = {}
+    others: list[Any] = []
     if not is_graph(model):
-        return {}
+        return IdSources(found, others)
     producers = _producers(model)
     waiting = [(tensor, True) for tensor in _looked_up(model, table)]
     followed: set[tuple[int, bool]] = set()
-    found: dict[int, tuple[Any, bool]] = {}
     while waiting:
         tensor, as_it_is = waiting.pop()
         if (id(tensor), as_it_is) in followed:
             continue
         followed.add((id(tensor), as_it_is))
         for node in producers.get(id(tensor), []):
-            for lookup in _vocabularies_in(node.operation):
+            within = _vocabularies_in(node.operation)
+            for lookup in within:
                 is_seen = as_it_is and lookup is node.operation
                 found[id(lookup)] = lookup, is_seen or found.get(id(lookup), (None, False))[1]
             as_before = as_it_is and type(node.operation).__name__ in SHAPING
+            if as_it_is and not as_before and node.operation not in within:
+                others.append(node.operation)
             waiting.extend((source, as_before) for source in node.input_tensors)
-    return found
+    return IdSources(found, others)
 
 
 def _vocabularies_in(operation: Any) -> list[Any]:
@@ -142,11 +156,12 @@ def _looked_up(model: Any, table: Any) -> Iterator[Any]:
                 yield from _looked_up(operation, table)
             else:
                 tensors = [tensor for node in _nodes(operation) for tensor in node.input_tensors]
-                yield from (tensor for tensor in tensors if "int" in str(tensor.dtype))
+                integers = [tensor for tensor in tensors if "int" in str(tensor.dtype)]
+                yield from integers or tensors
 
 
 def _producers(model: Any) -> dict[int, list[Any]]:
-    """The nodes that each tensor of a graph comes from, inputs of inner models included."""
+    """The nodes that each tensor of a graph comes from, through inner models too."""
     found: dict[int, list[Any]] = {}
     for operation in _operations(model):
         for node in _nodes(operation):
@@ -160,6 +175,10 @@ def _producers(model: Any) -> dict[int, list[Any]]:
                 for inner, outer in zip(operation.inputs, node.input_tensors, strict=False):
                     called_with.setdefault(id(inner), []).extend(found.get(id(outer), []))
             found.update(called_with)
+            # What it returns is what was made within it.
+            for node in _nodes(operation):
+                pairs = zip(operation.outputs, node.outputs, strict=False)
+                found.update((id(outer), found.get(id(inner), [])) for inner, outer in pairs)
     return found
 
 

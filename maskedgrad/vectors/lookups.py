@@ -9,7 +9,10 @@ import numpy as np
 from maskedgrad.messages import shorten
 from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import LOOKUPS, sample
-from maskedgrad.vectors.layers import is_graph, layers_in, lookups_before, tables_in
+from maskedgrad.vectors.layers import by_hand, is_graph, layers_in, sources_of_ids, tables_in
+
+# What gives ids by a rule that it was made with.
+FIXED = keras.layers.Hashing, keras.layers.HashedCrossing, keras.layers.Discretization
 
 
 def is_lookup(layer: Any) -> bool:
@@ -45,17 +48,41 @@ def lookups_of(model: Any, table: Any) -> list[Any]:
 
 def seen_lookups_of(model: Any, table: Any) -> list[Any]:
     """The lookups of a graph that are seen to give a table its ids."""
-    before = lookups_before(model, table)
+    before = sources_of_ids(model, table).lookups
     return [lookup for lookup, is_seen in before.values() if is_seen and _gives_ids(lookup)]
 
 
 def unclear_lookups_of(model: Any, table: Any) -> list[Any]:
     """The lookups that may give a table its ids, in a way that is not seen through."""
-    before = lookups_before(model, table)
+    before = sources_of_ids(model, table).lookups
     hidden = [lookup for lookup, is_seen in before.values() if not is_seen and _gives_ids(lookup)]
     others = {each.input_dim for each in tables_in(model) if each is not table}
     within = lookups_beside(model, table)
     return hidden + [each for each in within if each.vocabulary_size() not in others]
+
+
+def check_rows_to_spare(model: Any, table: Any, lookup: Any) -> None:
+    """Raises a `ValueError` if rows that a lookup does not reach may be reached by other ids."""
+    size = lookup.vocabulary_size()
+    sources = sources_of_ids(model, table)
+    is_seen = sources.lookups.get(id(lookup), (None, False))[1]
+    if size < table.input_dim and is_seen and sources.others:
+        raise ValueError(
+            f"Only {describe(lookup)} may give {describe(table)} its ids, since it has rows that "
+            f"the lookup does not reach, from {size} to {table.input_dim - 1}, and it must be "
+            "known whether they are free. Received: a model where ids also come from "
+            f"{sources.others[0].name!r}. {by_hand(table)}"
+        )
+
+
+def fixed_source_of(model: Any, table: Any) -> Any:
+    """The layer that gives a table all of its ids and can learn no words; `None` if there is none.
+
+    Such as `keras.layers.Hashing`, whose ids are as many as its bins.
+    """
+    others = sources_of_ids(model, table).others
+    fixed = [each for each in others if isinstance(each, FIXED)]
+    return fixed[0] if fixed and len(fixed) == len(others) else None
 
 
 def inverses_of(model: Any, lookup: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from maskedgrad.vectors.extension import ModelOrLayer, centers, check_descriptio
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 from maskedgrad.vectors.layers import layers_in
 from maskedgrad.vectors.lookups import (
+    check_rows_to_spare,
     is_inverse,
     lookups_beside,
     num_reserved,
@@ -144,6 +145,7 @@ def _with_new_words(
                 f"{describe(lookup)} gives the table its ids, so it must have one of the two "
                 f"vocabularies. Received: {sample(list(known))}, which is neither"
             )
+        check_rows_to_spare(model, table, lookup)
         words = sorted(new_ids, key=new_ids.__getitem__)
         reserved = lookup.get_vocabulary()[: num_reserved(lookup)]
         if list(dict.fromkeys(map(str, reserved))) != words[: len(set(reserved))]:

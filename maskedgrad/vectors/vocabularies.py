@@ -52,6 +52,12 @@ def places_of(model: Any, table: Any, words: Sequence[Any], vocabulary: Any) -> 
         return _of_tokenizer(table, _only(in_model, table), words)
     if found := lookups.lookups_of(model, table):
         return _of_lookups(model, table, found, words)
+    if (fixed := lookups.fixed_source_of(model, table)) is not None:
+        raise ValueError(
+            f"No text would reach a new row of {describe(table)}: {describe(fixed)}, a "
+            f"{type(fixed).__name__}, gives it its ids, and none to new words. Put a lookup in its "
+            "place, such as a `StringLookup`, or say by `vocabulary=` what gives words their ids."
+        )
     _check_strings(words)
     num_rows = table.input_dim
     ids = np.arange(num_rows, num_rows + len(words))
@@ -96,6 +102,7 @@ def _of_lookups(model: Any, table: Any, found: list[Any], words: Sequence[Any]) 
         _check_same_words(first, lookup)
     size = first.vocabulary_size()
     check_fits(size, table, describe(first))
+    lookups.check_rows_to_spare(model, table, first)
     words = lookups.words_for(first, words)
     check_unknown(words, first.get_vocabulary(), describe(first))
     instead = {}
