@@ -308,11 +308,10 @@ def test_rows_that_other_ids_may_reach_are_not_free(how, beside):
         inputs[1] = others = keras.Input((1,), dtype="int64")
     ids = keras.layers.Concatenate()([lookup(inputs[0]), others])
     model = keras.Model(inputs, keras.layers.Embedding(5, D)(ids))
-    with pytest.raises(ValueError, match="Only the layer 'animals'.*from 3 to 4"):
-        if how == "extend":
-            extend(model, NEW)
-        else:
-            change_vocabulary(model, lookup, ["[UNK]", "dog", "cat"])
+    vocabulary = lookup, ["[UNK]", "dog", "cat"]
+    call, arguments = (extend, [NEW]) if how == "extend" else (change_vocabulary, vocabulary)
+    with pytest.raises(ValueError, match=r"Only the layer 'animals'.*from 3 to 4"):
+        call(model, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +323,7 @@ def test_a_table_whose_ids_are_made_by_a_rule_gets_no_words(layer):
     is_text = isinstance(layer, keras.layers.Hashing)
     inputs = keras.Input((1,), dtype="string" if is_text else "float32")
     model = keras.Model(inputs, keras.layers.Embedding(V, D)(layer(inputs)))
-    with pytest.raises(ValueError, match="No text would reach.*`vocabulary=`"):
+    with pytest.raises(ValueError, match=r"No text would reach.*`vocabulary=`"):
         extend(model, NEW)
     assert extend(model, NEW, vocabulary=list("abcdefg"))[1] == Rows([V, V + 1], V + 2)
 
@@ -510,6 +509,18 @@ def test_tables_that_cannot_be_merged_are_refused(frozen, added, mapping, error,
         merge_two_tables(embedding(frozen), embedding(added), mapping)
     with pytest.raises(TypeError, match="Embedding"):
         merge_two_tables("frozen", embedding(added), mapping)
+
+
+def test_only_layers_that_look_rows_up_and_do_no_more_are_merged():
+    class Twice(keras.layers.Embedding):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    stock, other = embedding(np.ones((4, 2))), Twice(4, 2)
+    other.build(None)
+    for layers in ((stock, other), (other, stock)):
+        with pytest.raises(TypeError, match="Received: a Twice"):
+            merge_two_tables(*layers, [0, 1, 2, 3])
 
 
 def test_the_two_layer_recipe_moves_every_ordinary_word():
