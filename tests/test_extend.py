@@ -804,13 +804,15 @@ def test_a_lookup_that_was_adapted_again_gets_its_rows_back():
 
 
 @pytest.mark.parametrize("num_oov", [0, 1, 2, 4])
-@pytest.mark.parametrize("kind", ["strings", "integers"])
-def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(kind, num_oov):
+@pytest.mark.parametrize("oov_token", ["[UNK]", "<unk>", "__OOV__", -1, -5])
+def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(oov_token, num_oov):
+    kind = "strings" if isinstance(oov_token, str) else "integers"
     lookup_class, words = {
         "strings": (keras.layers.StringLookup, ["cat", "dog", "cow"]),
         "integers": (keras.layers.IntegerLookup, [7, 5, 9]),
     }[kind]
-    lookup = lookup_class(num_oov_indices=num_oov, vocabulary=words)
+    options = {"num_oov_indices": num_oov, "oov_token": oov_token}
+    lookup = lookup_class(**options, vocabulary=words)
     inputs = keras.Input((1,), dtype="string" if kind == "strings" else "int64")
     table = keras.layers.Embedding(lookup.vocabulary_size(), D, name="words")
     model = keras.Model(inputs, table(lookup(inputs)))
@@ -818,7 +820,7 @@ def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(kind, num_oo
     assert ids_by_word(old) == ids_by_word(lookup)
     values = tf.constant([[word] for word in words])
     expected = model(values).numpy()
-    again = lookup_class(num_oov_indices=num_oov, vocabulary=words[::-1])
+    again = lookup_class(**options, vocabulary=words[::-1])
     for new in (again, again.get_vocabulary()):
         moved, _ = change_vocabulary(model, old, new)
         assert moved.layers[1].get_vocabulary() == again.get_vocabulary()

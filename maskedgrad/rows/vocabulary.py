@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy.typing as npt
 
 from maskedgrad.messages import shorten
 
-# What lookups of Keras list for what they do not know, once for each row that they keep for it.
-UNKNOWN = "[UNK]", "-1"
 LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
+
+# What lookups of Keras list for what they do not know, once for each row that they keep for it:
+# `[UNK]` and -1, or what `oov_token` says.
+is_unknown = re.compile(r"[\W_]*(unk|unknown|oov)[\W_]*|-\d+", re.IGNORECASE).fullmatch
 
 _TURN_ROUND = (
     "A mapping from id to word is turned round by "
@@ -167,8 +171,8 @@ def _ids_of_list(vocabulary: Sequence[Any]) -> dict[str, int]:
     id_of: dict[str, int] = {}
     for row, word in enumerate(words):
         id_of.setdefault(word, row)
-    repeated = [word for row, word in enumerate(words) if id_of[word] != row]
-    if not set(repeated) <= set(UNKNOWN):
+    counts = Counter(words)
+    if repeated := [word for word in counts if counts[word] > 1 and not is_unknown(word)]:
         raise ValueError(
             "The words of a vocabulary must not be repeated, because each names one row. "
             f"Received more than once: {sample(repeated)}. Give each row a word of its own, or a "

@@ -69,8 +69,8 @@ def _checked_layer(layer: Any) -> Any:
     if type(checked_table(layer)) is not keras.layers.Embedding:
         raise TypeError(
             "Each layer must be a stock `keras.layers.Embedding`, since a class of its own may "
-            f"make something else of rows. Received: a {type(layer).__name__}. If it looks up rows as "
-            "they are, give one around its table: "
+            f"make something else of rows. Received: a {type(layer).__name__}. If it looks rows "
+            "up as they are, give one around its table: "
             "`maskedgrad.pretrained_embedding(layer.embeddings.numpy())`."
         )
     return layer

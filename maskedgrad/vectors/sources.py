@@ -175,6 +175,8 @@ def _check_kind(head: bytes) -> None:
             "it is of UTF-16 or UTF-32, and UTF-8 is expected. "
             "Write it anew: `iconv -f UTF-16 -t UTF-8`"
         )
+    if b"\0" not in head and text.looks_like_rows(head):
+        return  # whatever the first word is
     for beginning, what in OTHER_FILES.items():
         if re.match(beginning, head, re.DOTALL):
             raise ValueError(what)
