@@ -827,6 +827,16 @@ def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(oov_token, n
         assert (bits(moved(values).numpy()) == bits(expected)).all()
 
 
+def test_a_row_that_no_word_has_any_more_is_of_no_word():
+    words = embedding(np.arange(5.0)[:, None])
+    old = {"[UNK]": 0, "cat": 1, "dog": 2, "cow": 4}  # row 3 has no word
+    moved, new = change_vocabulary(words, old, {"[UNK]": 0, "cow": 2, "cat": 5})
+    assert moved.get_weights()[0].ravel().tolist() == [0, 0, 4, 3, 0, 1]
+    moved, new = change_vocabulary(words, old, ["[UNK]", "[UNK]", "cat", "dog"])
+    assert moved.get_weights()[0].ravel().tolist() == [0, 0, 1, 2]
+    assert len(new) == 0
+
+
 @pytest.mark.parametrize("initializer", [{"x": [V]}, {"x": []}, {"cat": [0]}, {"x": ["cat"]}])
 def test_what_describes_no_new_word_of_another_vocabulary_is_refused(initializer):
     old = ["cat", *(f"w{row}" for row in range(1, V))]

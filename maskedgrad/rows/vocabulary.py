@@ -128,10 +128,13 @@ def by_path(vocabulary: Any, paths: Sequence[str]) -> dict[str, Any]:
         return {}
     if isinstance(vocabulary, Mapping) and vocabulary and set(vocabulary) <= set(paths):
         return dict(vocabulary)
-    if len(paths) != 1:
+    is_of_tables = isinstance(vocabulary, Mapping) and any(
+        isinstance(each, (list, tuple, Mapping, *LOOKUPS)) for each in vocabulary.values()
+    )
+    if len(paths) != 1 or is_of_tables:
         raise ValueError(
             "`vocabulary` must be a mapping from the path of a table to its vocabulary where there "
-            f"are several tables, {list(paths)}. Received: {shorten(vocabulary)}"
+            f"are several tables or paths are named, {list(paths)}. Received: {shorten(vocabulary)}"
         )
     return {paths[0]: vocabulary}
 

@@ -92,13 +92,14 @@ def change_vocabulary(
     places = np.array([new_ids[word] for word in added], dtype=np.int64)
     source = np.array([old_ids[word] for word in kept])
     target = np.array([new_ids[word] for word in kept])
+    nameless = np.setdiff1d(np.arange(min(size, num_rows)), [*old_ids.values()])
     instead = _with_new_words(model_or_layer, old_table, old_ids, new_ids)
 
     def moved(old: np.ndarray) -> np.ndarray:
         rows = old.reshape(num_rows, -1)
         new = np.zeros((size, rows.shape[1]), dtype=old.dtype)
         # Rows that no word has, such as further ones for what is not known, stay where they are.
-        new[: min(size, num_rows)] = rows[:size]
+        new[nameless] = rows[nameless]
         new[target] = rows[source]
         if added:
             start = centers(initializer, rows)
