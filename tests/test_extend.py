@@ -314,6 +314,54 @@ def test_rows_that_other_ids_may_reach_are_not_free(how, beside):
         call(model, *arguments)
 
 
+def read_twice(beside, num_rows=3):
+    """A model in which a lookup gives its ids to a table and to something else."""
+    inputs = keras.Input((1,), dtype="string")
+    ids = keras.layers.StringLookup(vocabulary=["cat", "dog"])(inputs)
+    words = keras.layers.Embedding(3, D, name="words")(ids)
+    other = {
+        "table": keras.layers.Embedding(num_rows, 1, name="other"),
+        "shifted": lambda ids: keras.layers.Embedding(num_rows, 1, name="other")(ids + 1),
+        "one-hot": keras.layers.CategoryEncoding(3, "one_hot", name="other"),
+        "one-hot operation": lambda ids: keras.ops.one_hot(ids, 3),
+    }[beside](ids)
+    return keras.Model(inputs, [words, other])
+
+
+def test_tables_of_one_lookup_change_alike():
+    model, text = read_twice("table"), tf.constant([["cat"], ["dog"], ["cow"]])
+    expected = model(text)
+    larger, new = extend(model, NEW, table="words")
+    moved, _ = change_vocabulary(
+        model, ["[UNK]", "cat", "dog"], ["[UNK]", "dog", "cat"], table="words"
+    )
+    for copy in (larger, moved):
+        for old, now in zip(expected, copy(text), strict=True):
+            assert (bits(now.numpy()) == bits(old.numpy())).all()
+    assert [each.numpy().shape for each in larger(tf.constant([[NEW[1]]]))] == [
+        (1, 1, D),
+        (1, 1, 1),
+    ]
+    assert new == Rows([3, 4], 5)
+    # A row to spare is that of the new word.
+    larger, _ = extend(read_twice("table", 4), ["<city>"], table="words")
+    assert larger.get_layer("other").input_dim == 4
+
+
+@pytest.mark.parametrize("beside", ["shifted", "table"])
+def test_a_table_that_has_no_row_for_a_new_id_is_refused(beside):
+    with pytest.raises(ValueError, match="'other' reads them too"):
+        extend(read_twice(beside, 4), NEW[: 2 - (beside == "shifted")], table="words")
+
+
+@pytest.mark.parametrize("beside", ["one-hot", "one-hot operation", "table", "shifted"])
+def test_what_reads_ids_and_cannot_change_with_them_is_refused(beside):
+    words = ["[UNK]", "dog", "cat"]
+    model = read_twice(beside, 4)
+    with pytest.raises(ValueError, match="reads them too"):
+        change_vocabulary(model, ["[UNK]", "cat", "dog"], words, table="words")
+
+
 @pytest.mark.parametrize(
     "layer",
     [keras.layers.Hashing(V), keras.layers.Discretization([0.0, 1.0])],

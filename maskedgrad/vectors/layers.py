@@ -138,6 +138,16 @@ def sources_of_ids(model: Any, table: Any) -> IdSources:
     return IdSources(found, others)
 
 
+def users_of_ids(model: Any) -> list[Any]:
+    """The layers and operations of a graph that have something for each id."""
+    encodings = [
+        each for each in layers_in(model) if isinstance(each, keras.layers.CategoryEncoding)
+    ]
+    operations = _operations(model) if is_graph(model) else []
+    one_hot = [each for each in operations if type(each).__name__ in ("OneHot", "MultiHot")]
+    return [*tables_in(model), *encodings, *one_hot]
+
+
 def _vocabularies_in(operation: Any) -> list[Any]:
     if not isinstance(operation, keras.Layer) or is_graph(operation):
         return []

@@ -1,6 +1,6 @@
 """Lookup layers: which of them gives a table its ids, and copies that know more words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +9,14 @@ import numpy as np
 from maskedgrad.messages import shorten
 from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import LOOKUPS, sample
-from maskedgrad.vectors.layers import by_hand, is_graph, layers_in, sources_of_ids, tables_in
+from maskedgrad.vectors.layers import (
+    by_hand,
+    is_graph,
+    layers_in,
+    sources_of_ids,
+    tables_in,
+    users_of_ids,
+)
 
 # What gives ids by a rule that it was made with.
 FIXED = keras.layers.Hashing, keras.layers.HashedCrossing, keras.layers.Discretization
@@ -73,6 +80,39 @@ def check_rows_to_spare(model: Any, table: Any, lookup: Any) -> None:
             "known whether they are free. Received: a model where ids also come from "
             f"{sources.others[0].name!r}. {by_hand(table)}"
         )
+
+
+def tables_beside(
+    model: Any, table: Any, instead: Mapping[int, Any], size: int, *, moves: bool
+) -> list[Any]:
+    """The other tables whose ids come from lookups that are exchanged, and that change likewise.
+
+    Args:
+        model: the model.
+        table: the table that changes.
+        instead: the lookups that stand in the place of others, by the `id` of these.
+        size: how many rows the table will have.
+        moves: whether words get other ids.
+
+    Raises:
+        ValueError: something else in the model reads these ids and cannot change likewise.
+    """
+    found = []
+    for user in users_of_ids(model):
+        lookups = sources_of_ids(model, user).lookups
+        read = [is_seen for key, (_, is_seen) in lookups.items() if key in instead]
+        if user is table or not read:
+            continue
+        num_rows, are_seen = getattr(user, "input_dim", None), all(read)
+        if num_rows == table.input_dim and are_seen:
+            found.append(user)
+        elif moves or (num_rows is not None and num_rows < size + (not are_seen)):
+            raise ValueError(
+                f"What reads the ids of {describe(table)} must change with it. Received: a model "
+                f"where {user.name!r} reads them too, and is no table of {table.input_dim} rows. "
+                f"{by_hand(table)}"
+            )
+    return found
 
 
 def fixed_source_of(model: Any, table: Any) -> Any:

@@ -18,6 +18,7 @@ from maskedgrad.vectors.lookups import (
     lookups_beside,
     num_reserved,
     seen_lookups_of,
+    tables_beside,
     unclear_lookups_of,
     with_words,
 )
@@ -107,7 +108,8 @@ def change_vocabulary(
             new[places] = drawn.astype(old.dtype)
         return new.reshape(-1, *old.shape[1:])
 
-    copy = copied(model_or_layer, Remade(old_table, size, instead), moved)
+    others = tables_beside(model_or_layer, old_table, instead, size, moves=True)
+    copy = copied(model_or_layer, Remade(old_table, size, instead, others), moved)
     return copy, Rows(places, size)
 
 
