@@ -80,7 +80,7 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
         return {
             str(word): int(vocabulary.token_to_id(word)) for word in vocabulary.get_vocabulary()
         }
-    if isinstance(vocabulary, Mapping):
+    if isinstance(vocabulary, Mapping) and not isinstance(vocabulary, Counter):
         return _checked_ids(vocabulary)
     if isinstance(vocabulary, (list, tuple)):
         return _ids_of_list(vocabulary)
@@ -96,6 +96,8 @@ def _advice_for(vocabulary: Any) -> str:
         return "A file of a word a line is read by `path.read_text(encoding='utf-8').splitlines()`."
     if isinstance(vocabulary, Set) and not isinstance(vocabulary, KeysView):
         return "A set has no order: give its words the ids that the table has for them."
+    if isinstance(vocabulary, Counter):
+        return "A `Counter` has counts and no ids: give what makes ids of words."
     if isinstance(vocabulary, Iterable):
         return "What has words in the order of their ids becomes one by `list(vocabulary)`."
     return "Give what made the ids of the texts."
