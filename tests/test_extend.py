@@ -314,6 +314,25 @@ def test_rows_that_other_ids_may_reach_are_not_free(how, beside):
         call(model, *arguments)
 
 
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_one_of_two_lookups_of_a_table_may_be_named(are_alike):
+    others = ["cat", "dog"] if are_alike else ["oak", "elm", "yew"]
+    lookups = [keras.layers.StringLookup(vocabulary=words) for words in (["cat", "dog"], others)]
+    inputs = [keras.Input((1,), dtype="string") for _ in lookups]
+
+    def towers(num_rows):
+        table = keras.layers.Embedding(num_rows, D)
+        return keras.Model(inputs, [table(lookups[0](inputs[0])), table(lookups[1](inputs[1]))])
+
+    larger, new = extend(towers(3), ["<city>"], vocabulary=lookups[0])
+    assert new == Rows([3], 4)
+    know = ["<city>" in ids_by_word(each) for each in larger.layers if hasattr(each, "adapt")]
+    assert sorted(know) == [are_alike, True]
+    if not are_alike:  # a row to spare of one is a word's of the other
+        with pytest.raises(ValueError, match="must be known whether they are free"):
+            extend(towers(4), ["<city>"], vocabulary=lookups[0])
+
+
 def read_twice(beside, num_rows=3):
     """A model in which a lookup gives its ids to a table and to something else."""
     inputs = keras.Input((1,), dtype="string")
@@ -1005,7 +1024,8 @@ def tied_by_words():
 
 def spoils_what_it_is_given(words, table):
     """First values for the table, and an error for the bias that grows with it."""
-    table[:] = np.nan
+    with pytest.raises(ValueError, match="read-only"):
+        table[:] = np.nan
     if table.shape[1] == 1:
         raise RuntimeError("no first value for a bias")
     return np.zeros((len(words), table.shape[1]))

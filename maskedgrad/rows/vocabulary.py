@@ -162,11 +162,15 @@ def advice_for_words(words: Any) -> str:
 
 def sample(words: Any) -> str:
     """How error messages show words: a few of them."""
-    if not isinstance(words, (list, tuple)) or len(words) <= 5:
+    if not isinstance(words, (list, tuple)):
         text = repr(words)
         return text if len(text) <= 200 else f"{text[:197]}..."
-    shown = ", ".join(map(repr, words[:5]))
-    return f"[{shown}, ...] ({len(words)} in all)"
+    # Lookups list strings of NumPy, which would be shown as `np.str_('cat')`.
+    shown = [str(word) if isinstance(word, str) else word for word in words[:5]]
+    if len(words) <= 5:
+        text = repr(shown if isinstance(words, list) else tuple(shown))
+        return text if len(text) <= 200 else f"{text[:197]}..."
+    return f"[{', '.join(map(repr, shown))}, ...] ({len(words)} in all)"
 
 
 def _ids_of_list(vocabulary: Sequence[Any]) -> dict[str, int]:

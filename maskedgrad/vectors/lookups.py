@@ -68,17 +68,23 @@ def unclear_lookups_of(model: Any, table: Any) -> list[Any]:
     return hidden + [each for each in within if each.vocabulary_size() not in others]
 
 
-def check_rows_to_spare(model: Any, table: Any, lookup: Any) -> None:
-    """Raises a `ValueError` if rows that a lookup does not reach may be reached by other ids."""
+def check_rows_to_spare(model: Any, table: Any, found: Sequence[Any]) -> None:
+    """Raises a `ValueError` if rows that lookups do not reach may be reached by other ids.
+
+    `found` are lookups of one vocabulary.
+    """
+    lookup, keys = found[0], set(map(id, found))
     size = lookup.vocabulary_size()
     sources = sources_of_ids(model, table)
     is_seen = sources.lookups.get(id(lookup), (None, False))[1]
-    if size < table.input_dim and is_seen and sources.others:
+    others = [other for key, (other, _) in sources.lookups.items() if key not in keys]
+    others += sources.others
+    if size < table.input_dim and is_seen and others:
         raise ValueError(
             f"Only {describe(lookup)} may give {describe(table)} its ids, since it has rows that "
             f"the lookup does not reach, from {size} to {table.input_dim - 1}, and it must be "
             "known whether they are free. Received: a model where ids also come from "
-            f"{sources.others[0].name!r}. {by_hand(table)}"
+            f"{others[0].name!r}. {by_hand(table)}"
         )
 
 

@@ -148,7 +148,6 @@ def _with_new_words(
                 f"{describe(lookup)} gives the table its ids, so it must have one of the two "
                 f"vocabularies. Received: {sample(list(known))}, which is neither"
             )
-        check_rows_to_spare(model, table, lookup)
         words = sorted(new_ids, key=new_ids.__getitem__)
         reserved = lookup.get_vocabulary()[: num_reserved(lookup)]
         if list(dict.fromkeys(map(str, reserved))) != words[: len(set(reserved))]:
@@ -165,4 +164,6 @@ def _with_new_words(
                 f"its words. Received: ids {sorted(new_ids.values())[:5]} and so on"
             )
         instead[id(lookup)] = new
+    if found:
+        check_rows_to_spare(model, table, found)
     return instead
