@@ -153,7 +153,7 @@ REFUSED = [
     ("words.npy", {}, ["cat"], "none for Rows\\('1', num_rows=2\\)"),
     ("words.npy", {"rows": []}, ["cat", "dog"], "at least one row"),
     ("words.npy.gz", {}, ["cat", "dog"], "Only files of GloVe and word2vec are packed"),
-    ("words.model", {}, ["cat", "dog"], "Say it by `format=`"),
+    ("words.model", {}, ["cat", "dog"], "`format=` says it too"),
     ("words", {"format": "word2vek"}, ["cat", "dog"], "must be one of"),
     ("words.txt", {"table": np.float32([[1], [np.inf]])}, ["cat", "dog"], "for \\['dog'\\]"),
     ("words.bin", {"table": np.ones((2, 1))}, ["cat", "dog"], "holds float32"),
