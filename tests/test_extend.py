@@ -974,6 +974,29 @@ def test_every_lookup_of_a_model_moves_with_the_rows(kind, new):
         assert before.numpy().tolist() == after.numpy().tolist()
 
 
+@pytest.mark.parametrize("output", ["Dense", "TimeDistributed", "tied"])
+def test_words_that_come_out_of_a_model_are_those_that_it_learned(output):
+    identity = keras.initializers.Identity()
+    there, back = (
+        keras.layers.StringLookup(vocabulary=list("abc"), invert=invert) for invert in (0, 1)
+    )
+    table = ReversibleEmbedding(4, 4, embeddings_initializer=identity, name="words")
+    dense = keras.layers.Dense(4, kernel_initializer=identity)
+    inputs = keras.Input((1,), dtype="string")
+    hidden = table(there(inputs))
+    scores = {
+        "Dense": dense,
+        "TimeDistributed": keras.layers.TimeDistributed(dense),
+        "tied": lambda hidden: table(hidden, reverse=True),
+    }[output](hidden)
+    words = back(keras.ops.argmax(keras.layers.Softmax()(scores), axis=-1))
+    text = tf.constant([["a"], ["b"], ["c"]])
+    moved, _ = change_vocabulary(
+        keras.Model(inputs, words), ["[UNK]", *"abc"], ["[UNK]", *"cab"], table="words"
+    )
+    assert (moved(text) == text).numpy().all()
+
+
 @pytest.mark.parametrize(
     ("between", "new", "message"),
     [

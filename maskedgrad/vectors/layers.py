@@ -138,6 +138,28 @@ def sources_of_ids(model: Any, table: Any) -> IdSources:
     return IdSources(found, others)
 
 
+def makers_before(model: Any, layer: Any) -> list[Any]:
+    """The layers with weights or words that a layer of a graph is called after.
+
+    What lies between them, such as an `argmax`, has none.
+    """
+    producers = _producers(model) if is_graph(model) else {}
+    waiting = list(_looked_up(model, layer)) if producers else []
+    followed: set[int] = set()
+    found = {}
+    while waiting:
+        tensor = waiting.pop()
+        nodes = [] if id(tensor) in followed else producers.get(id(tensor), [])
+        followed.add(id(tensor))
+        for node in nodes:
+            operation = node.operation
+            if getattr(operation, "weights", None) or hasattr(operation, "get_vocabulary"):
+                found[id(operation)] = operation
+            else:
+                waiting.extend(node.input_tensors)
+    return list(found.values())
+
+
 def users_of_ids(model: Any) -> list[Any]:
     """The layers and operations of a graph that have something for each id."""
     encodings = [

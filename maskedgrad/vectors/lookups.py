@@ -13,11 +13,13 @@ from maskedgrad.vectors.layers import (
     by_hand,
     is_graph,
     layers_in,
+    makers_before,
     sources_of_ids,
     tables_in,
     users_of_ids,
 )
 
+OUTPUTS = keras.layers.Dense, keras.layers.EinsumDense
 # What gives ids by a rule that it was made with.
 FIXED = keras.layers.Hashing, keras.layers.HashedCrossing, keras.layers.Discretization
 
@@ -137,6 +139,15 @@ def inverses_of(model: Any, lookup: Any) -> list[Any]:
     return [
         layer for layer in layers_in(model) if is_inverse(layer) and layer.get_vocabulary() == words
     ]
+
+
+def names_another_order(model: Any, inverse: Any, table: Any) -> bool:
+    """Whether an inverse lookup is seen to name what a layer like `Dense(V)` scores.
+
+    Such an output has a table of its own, which keeps its order.
+    """
+    outputs = [each for each in makers_before(model, inverse) if table not in layers_in(each)]
+    return any(isinstance(part, OUTPUTS) for each in outputs for part in layers_in(each))
 
 
 def with_words(lookup: Any, words: Sequence[Any]) -> Any:

@@ -16,6 +16,7 @@ from maskedgrad.vectors.lookups import (
     check_rows_to_spare,
     is_inverse,
     lookups_beside,
+    names_another_order,
     num_reserved,
     seen_lookups_of,
     tables_beside,
@@ -44,7 +45,8 @@ def change_vocabulary(
     it is, and the copy is not compiled. The lookup of the model that gives the
     table its ids has the new vocabulary in the copy, and so has one that turns
     ids back into words. An output that is not tied, such as a `Dense` layer of
-    V units, stays in the old order.
+    V units, stays in the old order, and so does a lookup that names what it
+    scores.
 
     Args:
         model_or_layer: as for `extend`.
@@ -138,7 +140,11 @@ def _with_new_words(
             "has, so it must have the new words already, by `set_vocabulary` or `adapt`. "
             f"Received: a model where it has {sample(list(ids_by_word(unclear[0])))}"
         )
-    inverses = [each for each in layers_in(model) if is_inverse(each)]
+    inverses = [
+        each
+        for each in layers_in(model)
+        if is_inverse(each) and not names_another_order(model, each, table)
+    ]
     found = found + [each for each in inverses if ids_by_word(each) == old_ids]
     instead = {}
     for lookup in found:
