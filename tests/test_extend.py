@@ -367,6 +367,37 @@ def test_tables_of_one_lookup_change_alike():
     assert larger.get_layer("other").input_dim == 4
 
 
+@keras.saving.register_keras_serializable(package="test_extend")
+class TokensAndPositions(keras.layers.Layer):
+    """As in Keras's example of text classification with a Transformer."""
+
+    def __init__(self, length, num_words, width, **kwargs):
+        super().__init__(**kwargs)
+        self.arguments = {"length": length, "num_words": num_words, "width": width}
+        self.tokens = keras.layers.Embedding(num_words, width, name="tokens")
+        self.positions = keras.layers.Embedding(length, width, name="positions")
+
+    def call(self, ids):
+        return self.tokens(ids) + self.positions(keras.ops.arange(keras.ops.shape(ids)[-1]))
+
+    def get_config(self):
+        return {**super().get_config(), **self.arguments}
+
+
+def test_a_table_of_positions_within_a_layer_is_no_table_of_the_words():
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"])
+    inputs = keras.Input((2,), dtype="string")
+    model = keras.Model(inputs, TokensAndPositions(2, 3, D)(lookup(inputs)))
+    expected = model(text := tf.constant([["cat", "dog"]])).numpy()
+    larger, new = extend(model, ["<city>"], table="tokens")
+    moved, _ = change_vocabulary(
+        model, ["[UNK]", "cat", "dog"], ["[UNK]", "ox", "dog", "cat"], table="tokens"
+    )
+    assert new == Rows([3], 4)
+    for copy in (larger, moved):
+        assert (bits(copy(text).numpy()) == bits(expected)).all()
+
+
 @pytest.mark.parametrize("beside", ["shifted", "table"])
 def test_a_table_that_has_no_row_for_a_new_id_is_refused(beside):
     with pytest.raises(ValueError, match="'other' reads them too"):

@@ -23,6 +23,8 @@ SHAPING = {
     "Transpose",
 }
 
+USERS = keras.layers.Embedding, keras.layers.CategoryEncoding
+
 
 def layers_in(layer: Any) -> list[Any]:
     """A layer and all layers inside of it, at any depth, each once, an outer one before its own."""
@@ -161,13 +163,19 @@ def makers_before(model: Any, layer: Any) -> list[Any]:
 
 
 def users_of_ids(model: Any) -> list[Any]:
-    """The layers and operations of a graph that have something for each id."""
-    encodings = [
-        each for each in layers_in(model) if isinstance(each, keras.layers.CategoryEncoding)
-    ]
-    operations = _operations(model) if is_graph(model) else []
-    one_hot = [each for each in operations if type(each).__name__ in ("OneHot", "MultiHot")]
-    return [*tables_in(model), *encodings, *one_hot]
+    """The layers and operations of a graph that have something for each id.
+
+    Without those inside of a layer that is no graph, which may make other ids, of positions say.
+    """
+    if not is_graph(model):
+        return []
+    users = []
+    for operation in _operations(model):
+        if is_graph(operation):
+            users += users_of_ids(operation)
+        elif isinstance(operation, USERS) or type(operation).__name__ in ("OneHot", "MultiHot"):
+            users.append(operation)
+    return users
 
 
 def _vocabularies_in(operation: Any) -> list[Any]:

@@ -81,7 +81,9 @@ def check_rows_to_spare(model: Any, table: Any, found: Sequence[Any]) -> None:
     is_seen = sources.lookups.get(id(lookup), (None, False))[1]
     others = [other for key, (other, _) in sources.lookups.items() if key not in keys]
     others += sources.others
-    if size < table.input_dim and is_seen and others:
+    # Of what a layer around the table is called with, segments say, not all need be ids of it.
+    is_shown = any(each is table for each in users_of_ids(model))
+    if size < table.input_dim and is_seen and is_shown and others:
         raise ValueError(
             f"Only {describe(lookup)} may give {describe(table)} its ids, since it has rows that "
             f"the lookup does not reach, from {size} to {table.input_dim - 1}, and it must be "
