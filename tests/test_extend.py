@@ -982,6 +982,33 @@ def test_a_config_that_holds_the_words_gets_the_new_ones():
     assert (bits(larger(text).numpy()) == bits(expected)).all()
 
 
+@keras.saving.register_keras_serializable(package="test_extend")
+class OfFixedWords(keras.Model):
+    """A subclassed model that makes its lookup of the same words whatever its config says."""
+
+    def __init__(self, rows=3, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = rows
+        self.lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"])
+        self.table = keras.layers.Embedding(rows, D)
+
+    def call(self, inputs):
+        return self.table(self.lookup(inputs))
+
+    def get_config(self):
+        return {"rows": self.rows, "name": self.name}
+
+
+def test_a_lookup_that_would_forget_its_words_when_it_is_saved_is_refused():
+    model = OfFixedWords()
+    model(tf.constant([["cat"]]))
+    message = "a saved copy would have the old words"
+    with pytest.raises(ValueError, match=message):
+        extend(model, NEW)
+    with pytest.raises(ValueError, match=message):
+        change_vocabulary(model, ["[UNK]", "cat", "dog"], ["[UNK]", "dog", "cat"])
+
+
 @pytest.mark.parametrize("new", ["dca", "db+ca", "dabc", "a"])
 @pytest.mark.parametrize("kind", ["words in its config", "lookups both ways", "adapted again"])
 def test_every_lookup_of_a_model_moves_with_the_rows(kind, new):

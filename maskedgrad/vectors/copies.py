@@ -19,7 +19,13 @@ from maskedgrad.vectors.configs import (
     without_names,
 )
 from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in, tables_in
-from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup, with_one_more
+from maskedgrad.vectors.lookups import (
+    copy_words,
+    is_lookup,
+    same_lookup,
+    saves_words,
+    with_one_more,
+)
 from maskedgrad.vectors.tokenizers import is_tokenizer, tokenizers_in
 
 
@@ -268,6 +274,8 @@ def _copy_learned(old: Any, new: Any, remade: Remade) -> None:
             continue
         if is_lookup(source):
             copy_words(source, other)
+            if source is not layer:
+                _check_saves_words(other)
             done.update(map(id, layers_in(other)))  # a `TextVectorization` has a lookup inside
         elif hasattr(source, "adapt"):
             store: dict[str, Any] = {}
@@ -277,6 +285,15 @@ def _copy_learned(old: Any, new: Any, remade: Remade) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 source.save_assets(folder)
                 other.load_assets(folder)
+
+
+def _check_saves_words(lookup: Any) -> None:
+    if not saves_words(lookup):
+        raise ValueError(
+            f"{describe(lookup)} is made with `vocabulary=` by the layer around it, so a saved "
+            "copy would have the old words. Have `get_config` of that layer tell the words, or make "
+            "the lookup without words, and give it them by `set_vocabulary` or `adapt`."
+        )
 
 
 def _has_assets(layer: Any) -> bool:

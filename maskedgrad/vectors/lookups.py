@@ -196,6 +196,15 @@ def copy_words(lookup: Any, other: Any) -> None:
         other.set_vocabulary(lookup.get_vocabulary(include_special_tokens=False))
 
 
+def saves_words(lookup: Any) -> bool:
+    """Whether a lookup that is saved and loaded has its words."""
+    # Of one that was made with words Keras saves those, and not what it was given since:
+    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/layers/preprocessing/index_lookup.py#L925
+    config = lookup.get_config()
+    made_with = config["vocabulary"]
+    return made_with is None or _made(lookup, config).get_vocabulary() == lookup.get_vocabulary()
+
+
 def num_reserved(lookup: Any) -> int:
     """How many ids a lookup keeps for padding and for what it does not know."""
     return lookup.vocabulary_size() - len(lookup.get_vocabulary(include_special_tokens=False))
