@@ -291,8 +291,8 @@ def _check_saves_words(lookup: Any) -> None:
     if not saves_words(lookup):
         raise ValueError(
             f"{describe(lookup)} is made with `vocabulary=` by the layer around it, so a saved "
-            "copy would have the old words. Have `get_config` of that layer tell the words, or make "
-            "the lookup without words, and give it them by `set_vocabulary` or `adapt`."
+            "copy would have the old words. Have `get_config` of that layer tell the words, or "
+            "make the lookup without words, and give it them by `set_vocabulary` or `adapt`."
         )
 
 
