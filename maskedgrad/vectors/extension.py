@@ -37,7 +37,8 @@ def extend(
     that has rows to spare, since it was padded, gives those first. Whatever
     else grows along with the table, such as the tied output of a
     `keras.layers.ReversibleEmbedding`, an output that keras_hub makes beside
-    it, and a bias on either, is extended by the same initializer. An output
+    it, a bias on either, and a table of as many rows that the same lookup gives
+    its ids to, is extended by the same initializer. An output
     that is not tied, such as a `Dense` layer of V units, has a table of its
     own and stays as it is.
 

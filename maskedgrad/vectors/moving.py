@@ -44,7 +44,8 @@ def change_vocabulary(
     `extend`; rows of words that it lacks are left out. What is given stays as
     it is, and the copy is not compiled. The lookup of the model that gives the
     table its ids has the new vocabulary in the copy, and so has one that turns
-    ids back into words. An output that is not tied, such as a `Dense` layer of
+    ids back into words. The rows of another table that it gives its ids to
+    move likewise. An output that is not tied, such as a `Dense` layer of
     V units, stays in the old order, and so does a lookup that names what it
     scores.
 
