@@ -1055,6 +1055,24 @@ def test_words_that_come_out_of_a_model_are_those_that_it_learned(output):
     assert (moved(text) == text).numpy().all()
 
 
+@keras.saving.register_keras_serializable(package="test_extend")
+class Decoding(OfWords):
+    def __init__(self, words, **kwargs):
+        super().__init__(words, **kwargs)
+        self.back = keras.layers.StringLookup(vocabulary=words, invert=True)
+        self.scores = keras.layers.Dense(len(words) + 1)
+
+    def call(self, inputs):
+        return self.back(keras.ops.argmax(self.scores(super().call(inputs)), axis=-1))
+
+
+def test_what_a_lookup_names_must_be_seen():
+    model = Decoding(["cat", "dog"])
+    model(tf.constant([["cat"]]))
+    with pytest.raises(ValueError, match=r"must be seen whether.*Decoding, which is no graph"):
+        change_vocabulary(model, ["[UNK]", "cat", "dog"], ["[UNK]", "dog", "cat"])
+
+
 @pytest.mark.parametrize(
     ("between", "new", "message"),
     [

@@ -147,9 +147,25 @@ def names_another_order(model: Any, inverse: Any, table: Any) -> bool:
     """Whether an inverse lookup is seen to name what a layer like `Dense(V)` scores.
 
     Such an output has a table of its own, which keeps its order.
+
+    Raises:
+        ValueError: the model is no graph, and has such an output.
     """
     outputs = [each for each in makers_before(model, inverse) if table not in layers_in(each)]
-    return any(isinstance(part, OUTPUTS) for each in outputs for part in layers_in(each))
+    scores = any(isinstance(part, OUTPUTS) for each in outputs for part in layers_in(each))
+    hidden = [] if is_graph(model) else layers_in(model)
+    of_size = [
+        each
+        for each in hidden
+        if isinstance(each, OUTPUTS) and each.built and each.kernel.shape[-1] == table.input_dim
+    ]
+    if of_size:
+        raise ValueError(
+            f"It must be seen whether {describe(inverse)} names rows of {describe(table)} or what "
+            f"{describe(of_size[0])} scores, which keeps its order. Received: a "
+            f"{type(model).__name__}, which is no graph. Turn ids into words outside of the model."
+        )
+    return scores
 
 
 def with_words(lookup: Any, words: Sequence[Any]) -> Any:

@@ -141,12 +141,9 @@ def _with_new_words(
             "has, so it must have the new words already, by `set_vocabulary` or `adapt`. "
             f"Received: a model where it has {sample(list(ids_by_word(unclear[0])))}"
         )
-    inverses = [
-        each
-        for each in layers_in(model)
-        if is_inverse(each) and not names_another_order(model, each, table)
-    ]
-    found = found + [each for each in inverses if ids_by_word(each) == old_ids]
+    inverses = [each for each in layers_in(model) if is_inverse(each)]
+    of_table = [each for each in inverses if ids_by_word(each) == old_ids]
+    found += [each for each in of_table if not names_another_order(model, each, table)]
     instead = {}
     for lookup in found:
         known = ids_by_word(lookup)
