@@ -271,6 +271,161 @@ def test_a_lookup_in_the_model_learns_the_words(lookup, text):
         extend(model, ["cat"])
 
 
+def preprocessed(form):
+    """A model whose lookup is inside of a model of its own, and whose table may be so too."""
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"])
+    table = keras.layers.Embedding(3, D, name="words")
+    text, inputs = keras.Input((1,), dtype="string"), keras.Input((1,), dtype="string")
+    if form == "sequential":
+        return keras.Model(inputs, table(keras.Sequential([text, lookup])(inputs)))
+    preprocessing = keras.Model(text, {"text": text, "ids": lookup(text)})
+    if form == "twice":
+        preprocessing = keras.Model(text, preprocessing(text))
+        tokens = keras.Input((1,), dtype="int64")
+        table = keras.Model(tokens, table(tokens))
+    return keras.Model(inputs, table(preprocessing(inputs)["ids"]))
+
+
+@pytest.mark.parametrize("form", ["functional", "sequential", "twice"])
+def test_a_lookup_in_a_model_for_preprocessing_is_that_of_the_table(form):
+    model, text = preprocessed(form), tf.constant([["cat"], ["dog"], ["cow"]])
+    expected = model(text).numpy()
+    larger, new = extend(model, ["<city>"], "zeros")
+    assert new == Rows([3], 4)
+    assert not larger(tf.constant([["<city>"]])).numpy().any()
+    assert (bits(larger(text).numpy()) == bits(expected)).all()
+    moved, _ = change_vocabulary(model, ["[UNK]", "cat", "dog"], ["[UNK]", "ox", "dog", "cat"])
+    assert (bits(moved(text).numpy()) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("beside", ["other words", "ids"])
+@pytest.mark.parametrize("how", ["extend", "change_vocabulary"])
+def test_rows_that_other_ids_may_reach_are_not_free(how, beside):
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"], name="animals")
+    inputs = [keras.Input((1,), dtype="string"), keras.Input((1,), dtype="string")]
+    others = keras.layers.StringLookup(vocabulary=["oak"])(inputs[1]) + 3
+    if beside == "ids":
+        inputs[1] = others = keras.Input((1,), dtype="int64")
+    ids = keras.layers.Concatenate()([lookup(inputs[0]), others])
+    model = keras.Model(inputs, keras.layers.Embedding(5, D)(ids))
+    vocabulary = lookup, ["[UNK]", "dog", "cat"]
+    call, arguments = (extend, [NEW]) if how == "extend" else (change_vocabulary, vocabulary)
+    with pytest.raises(ValueError, match=r"Only the layer 'animals'.*from 3 to 4"):
+        call(model, *arguments)
+
+
+@pytest.mark.parametrize("are_alike", [True, False])
+def test_one_of_two_lookups_of_a_table_may_be_named(are_alike):
+    others = ["cat", "dog"] if are_alike else ["oak", "elm", "yew"]
+    lookups = [keras.layers.StringLookup(vocabulary=words) for words in (["cat", "dog"], others)]
+    inputs = [keras.Input((1,), dtype="string") for _ in lookups]
+
+    def towers(num_rows):
+        table = keras.layers.Embedding(num_rows, D)
+        return keras.Model(inputs, [table(lookups[0](inputs[0])), table(lookups[1](inputs[1]))])
+
+    larger, new = extend(towers(3), ["<city>"], vocabulary=lookups[0])
+    assert new == Rows([3], 4)
+    know = ["<city>" in ids_by_word(each) for each in larger.layers if hasattr(each, "adapt")]
+    assert sorted(know) == [are_alike, True]
+    if not are_alike:  # a row to spare of one is a word's of the other
+        with pytest.raises(ValueError, match="must be known whether they are free"):
+            extend(towers(4), ["<city>"], vocabulary=lookups[0])
+
+
+def read_twice(beside, num_rows=3):
+    """A model in which a lookup gives its ids to a table and to something else."""
+    inputs = keras.Input((1,), dtype="string")
+    ids = keras.layers.StringLookup(vocabulary=["cat", "dog"])(inputs)
+    words = keras.layers.Embedding(3, D, name="words")(ids)
+    other = {
+        "table": keras.layers.Embedding(num_rows, 1, name="other"),
+        "shifted": lambda ids: keras.layers.Embedding(num_rows, 1, name="other")(ids + 1),
+        "one-hot": keras.layers.CategoryEncoding(3, "one_hot", name="other"),
+        "one-hot operation": lambda ids: keras.ops.one_hot(ids, 3),
+    }[beside](ids)
+    return keras.Model(inputs, [words, other])
+
+
+def test_tables_of_one_lookup_change_alike():
+    model, text = read_twice("table"), tf.constant([["cat"], ["dog"], ["cow"]])
+    expected = model(text)
+    larger, new = extend(model, NEW, table="words")
+    moved, _ = change_vocabulary(
+        model, ["[UNK]", "cat", "dog"], ["[UNK]", "dog", "cat"], table="words"
+    )
+    for copy in (larger, moved):
+        for old, now in zip(expected, copy(text), strict=True):
+            assert (bits(now.numpy()) == bits(old.numpy())).all()
+    assert [each.numpy().shape for each in larger(tf.constant([[NEW[1]]]))] == [
+        (1, 1, D),
+        (1, 1, 1),
+    ]
+    assert new == Rows([3, 4], 5)
+    # A row to spare is that of the new word.
+    larger, _ = extend(read_twice("table", 4), ["<city>"], table="words")
+    assert larger.get_layer("other").input_dim == 4
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class TokensAndPositions(keras.layers.Layer):
+    """As in Keras's example of text classification with a Transformer."""
+
+    def __init__(self, length, num_words, width, **kwargs):
+        super().__init__(**kwargs)
+        self.arguments = {"length": length, "num_words": num_words, "width": width}
+        self.tokens = keras.layers.Embedding(num_words, width, name="tokens")
+        self.positions = keras.layers.Embedding(length, width, name="positions")
+
+    def call(self, ids):
+        return self.tokens(ids) + self.positions(keras.ops.arange(keras.ops.shape(ids)[-1]))
+
+    def get_config(self):
+        return {**super().get_config(), **self.arguments}
+
+
+def test_a_table_of_positions_within_a_layer_is_no_table_of_the_words():
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"])
+    inputs = keras.Input((2,), dtype="string")
+    model = keras.Model(inputs, TokensAndPositions(2, 3, D)(lookup(inputs)))
+    expected = model(text := tf.constant([["cat", "dog"]])).numpy()
+    larger, new = extend(model, ["<city>"], table="tokens")
+    moved, _ = change_vocabulary(
+        model, ["[UNK]", "cat", "dog"], ["[UNK]", "ox", "dog", "cat"], table="tokens"
+    )
+    assert new == Rows([3], 4)
+    for copy in (larger, moved):
+        assert (bits(copy(text).numpy()) == bits(expected)).all()
+
+
+@pytest.mark.parametrize("beside", ["shifted", "table"])
+def test_a_table_that_has_no_row_for_a_new_id_is_refused(beside):
+    with pytest.raises(ValueError, match="'other' reads them too"):
+        extend(read_twice(beside, 4), NEW[: 2 - (beside == "shifted")], table="words")
+
+
+@pytest.mark.parametrize("beside", ["one-hot", "one-hot operation", "table", "shifted"])
+def test_what_reads_ids_and_cannot_change_with_them_is_refused(beside):
+    words = ["[UNK]", "dog", "cat"]
+    model = read_twice(beside, 4)
+    with pytest.raises(ValueError, match="reads them too"):
+        change_vocabulary(model, ["[UNK]", "cat", "dog"], words, table="words")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [keras.layers.Hashing(V), keras.layers.Discretization([0.0, 1.0])],
+    ids=["Hashing", "Discretization"],
+)
+def test_a_table_whose_ids_are_made_by_a_rule_gets_no_words(layer):
+    is_text = isinstance(layer, keras.layers.Hashing)
+    inputs = keras.Input((1,), dtype="string" if is_text else "float32")
+    model = keras.Model(inputs, keras.layers.Embedding(V, D)(layer(inputs)))
+    with pytest.raises(ValueError, match=r"No text would reach.*`vocabulary=`"):
+        extend(model, NEW)
+    assert extend(model, NEW, vocabulary=list("abcdefg"))[1] == Rows([V, V + 1], V + 2)
+
+
 def test_ids_that_are_changed_on_their_way_need_a_vocabulary():
     lookup = keras.layers.StringLookup()
     lookup.adapt(["a", "b", "c"])
@@ -452,6 +607,18 @@ def test_tables_that_cannot_be_merged_are_refused(frozen, added, mapping, error,
         merge_two_tables(embedding(frozen), embedding(added), mapping)
     with pytest.raises(TypeError, match="Embedding"):
         merge_two_tables("frozen", embedding(added), mapping)
+
+
+def test_only_layers_that_look_rows_up_and_do_no_more_are_merged():
+    class Twice(keras.layers.Embedding):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    stock, other = embedding(np.ones((4, 2))), Twice(4, 2)
+    other.build(None)
+    for layers in ((stock, other), (other, stock)):
+        with pytest.raises(TypeError, match="Received: a Twice"):
+            merge_two_tables(*layers, [0, 1, 2, 3])
 
 
 def test_the_two_layer_recipe_moves_every_ordinary_word():
@@ -735,13 +902,15 @@ def test_a_lookup_that_was_adapted_again_gets_its_rows_back():
 
 
 @pytest.mark.parametrize("num_oov", [0, 1, 2, 4])
-@pytest.mark.parametrize("kind", ["strings", "integers"])
-def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(kind, num_oov):
+@pytest.mark.parametrize("oov_token", ["[UNK]", "<unk>", "__OOV__", -1, -5])
+def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(oov_token, num_oov):
+    kind = "strings" if isinstance(oov_token, str) else "integers"
     lookup_class, words = {
         "strings": (keras.layers.StringLookup, ["cat", "dog", "cow"]),
         "integers": (keras.layers.IntegerLookup, [7, 5, 9]),
     }[kind]
-    lookup = lookup_class(num_oov_indices=num_oov, vocabulary=words)
+    options = {"num_oov_indices": num_oov, "oov_token": oov_token}
+    lookup = lookup_class(**options, vocabulary=words)
     inputs = keras.Input((1,), dtype="string" if kind == "strings" else "int64")
     table = keras.layers.Embedding(lookup.vocabulary_size(), D, name="words")
     model = keras.Model(inputs, table(lookup(inputs)))
@@ -749,11 +918,21 @@ def test_words_that_were_kept_as_the_lookup_lists_them_are_its_rows(kind, num_oo
     assert ids_by_word(old) == ids_by_word(lookup)
     values = tf.constant([[word] for word in words])
     expected = model(values).numpy()
-    again = lookup_class(num_oov_indices=num_oov, vocabulary=words[::-1])
+    again = lookup_class(**options, vocabulary=words[::-1])
     for new in (again, again.get_vocabulary()):
         moved, _ = change_vocabulary(model, old, new)
         assert moved.layers[1].get_vocabulary() == again.get_vocabulary()
         assert (bits(moved(values).numpy()) == bits(expected)).all()
+
+
+def test_a_row_that_no_word_has_any_more_is_of_no_word():
+    words = embedding(np.arange(5.0)[:, None])
+    old = {"[UNK]": 0, "cat": 1, "dog": 2, "cow": 4}  # row 3 has no word
+    moved, new = change_vocabulary(words, old, {"[UNK]": 0, "cow": 2, "cat": 5})
+    assert moved.get_weights()[0].ravel().tolist() == [0, 0, 4, 3, 0, 1]
+    moved, new = change_vocabulary(words, old, ["[UNK]", "[UNK]", "cat", "dog"])
+    assert moved.get_weights()[0].ravel().tolist() == [0, 0, 1, 2]
+    assert len(new) == 0
 
 
 @pytest.mark.parametrize("initializer", [{"x": [V]}, {"x": []}, {"cat": [0]}, {"x": ["cat"]}])
@@ -803,6 +982,33 @@ def test_a_config_that_holds_the_words_gets_the_new_ones():
     assert (bits(larger(text).numpy()) == bits(expected)).all()
 
 
+@keras.saving.register_keras_serializable(package="test_extend")
+class OfFixedWords(keras.Model):
+    """A subclassed model that makes its lookup of the same words whatever its config says."""
+
+    def __init__(self, rows=3, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = rows
+        self.lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"])
+        self.table = keras.layers.Embedding(rows, D)
+
+    def call(self, inputs):
+        return self.table(self.lookup(inputs))
+
+    def get_config(self):
+        return {"rows": self.rows, "name": self.name}
+
+
+def test_a_lookup_that_would_forget_its_words_when_it_is_saved_is_refused():
+    model = OfFixedWords()
+    model(tf.constant([["cat"]]))
+    message = "a saved copy would have the old words"
+    with pytest.raises(ValueError, match=message):
+        extend(model, NEW)
+    with pytest.raises(ValueError, match=message):
+        change_vocabulary(model, ["[UNK]", "cat", "dog"], ["[UNK]", "dog", "cat"])
+
+
 @pytest.mark.parametrize("new", ["dca", "db+ca", "dabc", "a"])
 @pytest.mark.parametrize("kind", ["words in its config", "lookups both ways", "adapted again"])
 def test_every_lookup_of_a_model_moves_with_the_rows(kind, new):
@@ -824,6 +1030,47 @@ def test_every_lookup_of_a_model_moves_with_the_rows(kind, new):
     moved, _ = change_vocabulary(model, ["[UNK]", *"abcd"], ["[UNK]", *new])
     for before, after in zip(expected, keras.tree.flatten(moved(text)), strict=True):
         assert before.numpy().tolist() == after.numpy().tolist()
+
+
+@pytest.mark.parametrize("output", ["Dense", "TimeDistributed", "tied"])
+def test_words_that_come_out_of_a_model_are_those_that_it_learned(output):
+    identity = keras.initializers.Identity()
+    there, back = (
+        keras.layers.StringLookup(vocabulary=list("abc"), invert=invert) for invert in (0, 1)
+    )
+    table = ReversibleEmbedding(4, 4, embeddings_initializer=identity, name="words")
+    dense = keras.layers.Dense(4, kernel_initializer=identity)
+    inputs = keras.Input((1,), dtype="string")
+    hidden = table(there(inputs))
+    scores = {
+        "Dense": dense,
+        "TimeDistributed": keras.layers.TimeDistributed(dense),
+        "tied": lambda hidden: table(hidden, reverse=True),
+    }[output](hidden)
+    words = back(keras.ops.argmax(keras.layers.Softmax()(scores), axis=-1))
+    text = tf.constant([["a"], ["b"], ["c"]])
+    moved, _ = change_vocabulary(
+        keras.Model(inputs, words), ["[UNK]", *"abc"], ["[UNK]", *"cab"], table="words"
+    )
+    assert (moved(text) == text).numpy().all()
+
+
+@keras.saving.register_keras_serializable(package="test_extend")
+class Decoding(OfWords):
+    def __init__(self, words, **kwargs):
+        super().__init__(words, **kwargs)
+        self.back = keras.layers.StringLookup(vocabulary=words, invert=True)
+        self.scores = keras.layers.Dense(len(words) + 1)
+
+    def call(self, inputs):
+        return self.back(keras.ops.argmax(self.scores(super().call(inputs)), axis=-1))
+
+
+def test_what_a_lookup_names_must_be_seen():
+    model = Decoding(["cat", "dog"])
+    model(tf.constant([["cat"]]))
+    with pytest.raises(ValueError, match=r"must be seen whether.*Decoding, which is no graph"):
+        change_vocabulary(model, ["[UNK]", "cat", "dog"], ["[UNK]", "dog", "cat"])
 
 
 @pytest.mark.parametrize(
@@ -876,7 +1123,8 @@ def tied_by_words():
 
 def spoils_what_it_is_given(words, table):
     """First values for the table, and an error for the bias that grows with it."""
-    table[:] = np.nan
+    with pytest.raises(ValueError, match="read-only"):
+        table[:] = np.nan
     if table.shape[1] == 1:
         raise RuntimeError("no first value for a bias")
     return np.zeros((len(words), table.shape[1]))

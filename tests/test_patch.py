@@ -762,7 +762,7 @@ def test_words_are_saved_with_a_patch(tmp_path):
     [
         (WORDS[:5], "none for the rows Rows\\('7'"),
         ([*WORDS, "more"], "40 rows.*41 ids"),
-        ({"nowhere": WORDS}, "integers"),
+        ({"nowhere": WORDS}, "the path of a table.*nowhere"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_makes_no_patch(vocabulary, message):

@@ -220,6 +220,16 @@ def test_rows_go_to_the_ids_of_their_words(tmp_path, capsys):
     assert not apply[-1].exists()
 
 
+def test_one_file_of_words_is_not_that_of_several_tables(tmp_path, capsys):
+    (table,) = patch_of_words().tables.values()
+    RowPatch(table, dataclasses.replace(table, path="tags")).save(tmp_path / "patch")
+    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    apply = ["apply", tmp_path / "patch", tmp_path / "base.keras", tmp_path / "new.keras"]
+    status, printed = run(capsys, *apply, "--vocabulary", tmp_path / "words.txt")
+    assert status == 2
+    assert "--vocabulary goes with a patch of one table" in printed.err
+
+
 def one_more(values):
     return np.concatenate([values, values[:1]])
 
@@ -676,7 +686,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
         assert message in printed.err
         assert not (tmp_path / "vectors.txt").exists()
     export = ["export", tmp_path / "patch", tmp_path / "vectors.txt", "--table", "tags"]
-    assert run(capsys, *export)[0] == 0
+    status, printed = run(capsys, *export)
+    assert (status, printed.out) == (0, f"{export[2]}: 1 row of {export[1]}\n")
     status, printed = run(capsys, *export)
     assert status == 2
     assert "--replace" in printed.err

@@ -1,5 +1,6 @@
 """Rows trained in Keras load in PyTorch and back, by an adapter of the real peft."""
 
+import dataclasses
 import json
 from collections import OrderedDict
 
@@ -166,4 +167,14 @@ def test_tables_of_different_rows_do_not_make_an_adapter(tmp_path):
         write_adapter(both, tmp_path, {**MODULES, "tags/embeddings": "tags"})
     with pytest.raises(ValueError, match="a module for each table"):
         write_adapter(both, tmp_path, MODULES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_tables_are_not_one_module_of_an_adapter(tmp_path):
+    patch = trained_patch()
+    tags = dataclasses.replace(patch.tables[PATH], path="tags/embeddings")
+    with pytest.raises(ValueError, match="a module of its own"):
+        write_adapter(
+            RowPatch(patch.tables[PATH], tags), tmp_path, dict.fromkeys((PATH, tags.path), "wte")
+        )
     assert not list(tmp_path.iterdir())

@@ -42,6 +42,21 @@ def test_the_table_is_the_matrix_as_the_dtype_of_the_layer(dtype):
     assert_same_bits(words.embeddings.value, tf.cast(matrix, dtype), dtype)
 
 
+@pytest.mark.parametrize("dtype", ["int8_from_float32", "int32"])
+def test_a_table_that_would_cut_fractions_off_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"must be of floats. Received: dtype='{dtype}'"):
+        pretrained_embedding(random_matrix(), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("embeddings_initializer", "uniform"), ("weights", [random_matrix()]), ("input_dim", 9)],
+)
+def test_no_option_says_otherwise_than_the_matrix(option, value):
+    with pytest.raises(ValueError, match=f"no option may. Received: {option}="):
+        pretrained_embedding(random_matrix(), **{option: value})
+
+
 def test_a_file_mapped_into_memory_is_read_and_left_as_it_is(tmp_path):
     path = tmp_path / "vectors.npy"
     np.save(path, random_matrix())

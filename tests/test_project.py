@@ -116,6 +116,7 @@ LINKED = {
     ("keras", "keras/src/backend/tensorflow/trainer.py"): "one_step_on_data",
     ("keras", "keras/src/callbacks/backup_and_restore.py"): "_initial_epoch",
     ("keras", "keras/src/layers/layer.py"): "_flatten_layers",
+    ("keras", "keras/src/layers/preprocessing/index_lookup.py"): "input_vocabulary is not None",
     ("keras", "keras/src/models/functional.py"): "_layers = self.layers",
     ("keras", "keras/src/models/model.py"): "inject_functional_model_class",
     ("keras", "keras/src/ops/operation.py"): "_inbound_nodes",

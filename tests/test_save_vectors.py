@@ -153,7 +153,7 @@ REFUSED = [
     ("words.npy", {}, ["cat"], "none for Rows\\('1', num_rows=2\\)"),
     ("words.npy", {"rows": []}, ["cat", "dog"], "at least one row"),
     ("words.npy.gz", {}, ["cat", "dog"], "Only files of GloVe and word2vec are packed"),
-    ("words.model", {}, ["cat", "dog"], "Say it by `format=`"),
+    ("words.model", {}, ["cat", "dog"], "`format=` says it too"),
     ("words", {"format": "word2vek"}, ["cat", "dog"], "must be one of"),
     ("words.txt", {"table": np.float32([[1], [np.inf]])}, ["cat", "dog"], "for \\['dog'\\]"),
     ("words.bin", {"table": np.ones((2, 1))}, ["cat", "dog"], "holds float32"),
@@ -240,6 +240,19 @@ def test_words_that_are_not_those_of_the_array_are_refused(tmp_path):
         load_vectors(path, ["cat", "dog"])
     beside.unlink()
     with pytest.raises(ValueError, match="holds no words"):
+        load_vectors(path, ["cat", "dog"])
+
+
+def test_the_words_beside_an_array_may_have_been_through_an_editor(tmp_path):
+    matrix = np.float32([[1], [2]])
+    save_vectors(path := tmp_path / "words.npy", matrix, ["cat", "dog"])
+    beside = tmp_path / "words.vocab.txt"
+    beside.write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert (load_vectors(path, ["cat", "dog"], padding=0)[0] == [[0], [2]]).all()
+    assert load_vectors(path, ["cat", "dog"])[1].found == ("cat", "dog")
+    assert load_vectors(path, ["\ufeffcat", "dog"])[1].found == ("\ufeffcat", "dog")
+    beside.write_bytes("cat\ndog\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="are of UTF-16"):
         load_vectors(path, ["cat", "dog"])
 
 

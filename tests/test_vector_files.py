@@ -245,7 +245,21 @@ def test_a_byte_order_mark_may_be_of_the_first_word(tmp_path):
     assert load(tmp_path, b"\xef\xbb\xbf" + VEC)[0].tolist() == ROWS
 
 
-@pytest.mark.parametrize("word", ["<html>", "<html", '{"', "{", "%PDF", "BZh9", "PK", "1", "|||"])
+FIRST_WORDS = [
+    "<html>",
+    "<html",
+    "<html x",
+    "<?xml",
+    '{"',
+    '{"a":',
+    "{",
+    "%PDF",
+    "PAR1",
+    "Rar!\x1a",
+]
+
+
+@pytest.mark.parametrize("word", [*FIRST_WORDS, "BZh9", "PK", "1", "|||"])
 def test_a_file_may_begin_with_any_word(word, tmp_path):
     matrix, report = load(tmp_path, f"{word} 0.5 1.5\n".encode() + GLOVE, ["", word, "the"])
     assert matrix.tolist() == [[0.0, 0.0], [0.5, 1.5], [0.5, 1.5]]

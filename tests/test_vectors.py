@@ -275,7 +275,7 @@ def test_ids_without_a_word_are_to_be_trained_and_row_0_is_padding():
     assert matrix.tolist() == [[0, 0], [3, 6], [2, 4], [1, 2]]
 
 
-@pytest.mark.parametrize(("padding", "row"), [("dog", 1), (2, 2), (None, None)])
+@pytest.mark.parametrize(("padding", "row"), [("dog", 1), (2, 2), (np.int64(2), 2), (None, None)])
 def test_the_padding_row_is_the_one_that_is_named(padding, row):
     matrix, report = load_vectors(VECTORS, ["cat", "dog", "<city>"], "mean", padding=padding)
     assert report.padding_id == row
@@ -454,6 +454,8 @@ def test_a_function_gives_the_missing_rows():
         ({"source": {"cat": [1j]}}, ValueError, "flat array of real numbers"),
         ({"source": {"cat": [1.0], "dog": [1.0, 2.0]}}, ValueError, "one width, 1"),
         ({"source": {"Cat": [1.0]}}, ValueError, "lower"),
+        ({"source": {7: [1.0]}}, ValueError, "strings, and it has 7. `{str\\(word\\)"),
+        ({"source": {b"cat": [1.0]}}, ValueError, "`{word.decode\\(\\)"),
         ({"source": {"cat": [np.nan]}}, ValueError, "not finite"),
         ({"source": {"cat": [1e300]}}, ValueError, "not finite"),
         ({"vocabulary": "cat"}, TypeError, "Received: 'cat'"),
@@ -466,6 +468,7 @@ def test_a_function_gives_the_missing_rows():
         ({"vocabulary": {"cat": "dog"}}, TypeError, "integers"),
         ({"vocabulary": {"cat": 1, "dog": 1}}, ValueError, "differ"),
         ({"vocabulary": {"cat": -1}}, ValueError, "negative"),
+        ({"vocabulary": Counter(["cat"])}, TypeError, "counts and no ids"),
         ({"initializer": "often"}, ValueError, "'often'"),
         ({"initializer": 3}, TypeError, "initializer=3"),
         ({"initializer": {"cow": ["cat"]}}, ValueError, "cow"),
@@ -474,6 +477,7 @@ def test_a_function_gives_the_missing_rows():
         ({"initializer": {"<new>": ["cow"]}}, ValueError, "cow"),
         ({"initializer": lambda words, table: [[1.0, 2.0, 3.0]]}, ValueError, "\\(1, 2\\)"),
         ({"initializer": lambda words, table: [[1.0, np.inf]]}, ValueError, "finite"),
+        ({"initializer": lambda words, table: table.sort()}, ValueError, "read-only"),
         ({"noise": -1}, ValueError, "noise=-1"),
         ({"padding": "cow"}, ValueError, "cow"),
         ({"padding": 3}, ValueError, "below 3"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskedgrad import MaskedModel, MaskedOptimizer
+from maskedgrad import MaskedModel, MaskedOptimizer, save_vectors
 from maskedgrad.cli import main, verification
 from maskedgrad.cli.saved_tables import SavedTable, open_tables
 from maskedgrad.rows import chunks
@@ -410,6 +410,21 @@ def test_rows_that_the_source_lacks_are_counted(saved, tmp_path, capsys):
     options = ["--against", tmp_path / "vectors.txt", "--vocabulary", tmp_path / "words.txt"]
     assert main(["verify", str(path), *map(str, options)]) == 0
     assert "1 frozen row is not in the source" in capsys.readouterr().out
+
+
+def test_words_beside_an_array_say_which_rows_are_compared(saved, tmp_path, capsys):
+    _, path, _ = saved
+    words = ["<pad>", "[UNK]", "[UNK]", *(f"word{row}" for row in range(3, NUM_ROWS))]
+    order = np.array([*range(NUM_ROWS - 1, 2, -1), 0])
+    save_vectors(tmp_path / "words.npy", MATRIX[order], [words[row] for row in order])
+    # As an editor of Windows writes it.
+    (tmp_path / "words.txt").write_bytes("\ufeff".encode() + "\r\n".join(words).encode())
+    source = ["--against", tmp_path / "words.npy", "--vocabulary", tmp_path / "words.txt"]
+    status, result = run(capsys, path, *source)
+    assert (status, result["tables"][0]["absent"]) == (0, 1)
+    (tmp_path / "words.vocab.txt").unlink()
+    assert main(["verify", str(path), *map(str, source)]) == 2
+    assert "Leave --vocabulary out" in capsys.readouterr().err
 
 
 def test_a_member_of_an_archive_is_a_source(saved, tmp_path, capsys):

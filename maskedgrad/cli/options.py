@@ -49,8 +49,11 @@ def check_absent(paths: Iterable[Path | None], replace: bool) -> None:
 
 def read_words(vocabulary: Path) -> list[str]:
     """The words of a file, one a line, in the order of their rows."""
+    from maskedgrad.rows.vocabulary import is_unknown  # not before Keras is needed
+
     try:
-        words = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        # Without the mark that some editors begin a file with.
+        words = vocabulary.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"--vocabulary must be a file of UTF-8. Received: {vocabulary}, of which byte "
@@ -62,7 +65,7 @@ def read_words(vocabulary: Path) -> list[str]:
         )
     line_of: dict[str, int] = {}
     for line, word in enumerate(words, start=1):
-        if line_of.setdefault(word, line) != line:
+        if line_of.setdefault(word, line) != line and not is_unknown(word):
             raise ValueError(
                 "--vocabulary must hold each word once, on the line of its row. Received: "
                 f"{vocabulary}, with {word!r} on lines {line_of[word]} and {line}"

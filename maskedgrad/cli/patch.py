@@ -8,7 +8,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,11 @@ def _apply(options: argparse.Namespace) -> int:
     from maskedgrad.patches.patch import RowPatch
 
     patch = RowPatch.load(options.patch)
+    if options.vocabulary and len(patch.tables) > 1:
+        raise ValueError(
+            "--vocabulary goes with a patch of one table. Received: one of "
+            f"{list(patch.tables)}. In Python, `apply_to` takes a vocabulary for each."
+        )
     apply_to_file(
         patch,
         options.model,
@@ -115,8 +120,9 @@ def _apply(options: argparse.Namespace) -> int:
         vocabulary=options.vocabulary and read_words(options.vocabulary),
         replace=options.replace,
     )
-    num_rows = sum(len(table.rows) for table in patch.tables.values())
-    print(f"{options.new}: {options.model} with {num_rows:,} rows of {options.patch}")
+    print(
+        f"{options.new}: {options.model} with {_rows_of(patch.tables.values())} of {options.patch}"
+    )
     return 0
 
 
@@ -127,11 +133,16 @@ def _export(options: argparse.Namespace) -> int:
     patch = RowPatch.load(options.patch)
     if options.peft:
         export_adapter(patch, options.new, options.peft, options.replace)
+        exported = list(patch.tables.values())
     else:
-        export_vectors(patch, options.new, options.table, options.replace)
-    num_rows = sum(len(table.rows) for table in patch.tables.values())
-    print(f"{options.new}: {num_rows:,} rows of {options.patch}")
+        exported = [export_vectors(patch, options.new, options.table, options.replace)]
+    print(f"{options.new}: {_rows_of(exported)} of {options.patch}")
     return 0
+
+
+def _rows_of(tables: Iterable[Any]) -> str:
+    number = sum(len(table.rows) for table in tables)
+    return f"{number:,} {'row' if number == 1 else 'rows'}"
 
 
 def _width() -> int | None:

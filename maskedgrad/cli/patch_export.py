@@ -10,8 +10,10 @@ from maskedgrad.patches.table import TablePatch
 from maskedgrad.vectors.saving import save_vectors
 
 
-def export_vectors(patch: RowPatch, path: Path, table: str | None, replace: bool) -> None:
-    """Writes the words and rows of a table to a file of vectors: see `save_vectors`.
+def export_vectors(patch: RowPatch, path: Path, table: str | None, replace: bool) -> TablePatch:
+    """Writes the words and rows of a table to a file of vectors, and returns the table.
+
+    See `save_vectors`.
 
     Raises:
         FileExistsError: the file exists, and `replace` is false.
@@ -27,6 +29,7 @@ def export_vectors(patch: RowPatch, path: Path, table: str | None, replace: bool
         )
     check_absent([path], replace)
     save_vectors(path, chosen.values, chosen.words)
+    return chosen
 
 
 def export_adapter(patch: RowPatch, folder: Path, modules: Sequence[str], replace: bool) -> None:

@@ -13,6 +13,7 @@ from maskedgrad.cli.saved_tables import SavedTable, describe, matrix_file, open_
 from maskedgrad.files import check_no_folder
 from maskedgrad.masking.tables import bits
 from maskedgrad.rows.rows import Rows
+from maskedgrad.vectors.arrays import is_array_with_words
 
 NUM_SHOWN = 10
 
@@ -180,13 +181,19 @@ def _chosen(tables: list[SavedTable], name: str | None) -> list[SavedTable]:
 def _source(path: Path, vocabulary: Path | None) -> Iterator[tuple[list[SavedTable], np.ndarray]]:
     """The tables of a source, and the rows that it does not hold."""
     none_absent = np.zeros(0, int)
-    if path.suffix == ".keras":
+    if path.suffix not in (".keras", ".npy") or (vocabulary and is_array_with_words(path)):
+        yield _vectors(path, vocabulary)
+    elif vocabulary is not None:
+        raise ValueError(
+            "--vocabulary goes with a source that has words. Received: --against "
+            f"{path}, which has none. Leave --vocabulary out to compare rows of one id, or write "
+            "the words of its rows to a file beside it, a word a line: name.vocab.txt for name.npy."
+        )
+    elif path.suffix == ".keras":
         with open_tables(path) as tables:
             yield tables, none_absent
-    elif path.suffix == ".npy":
-        yield [matrix_file(path)], none_absent
     else:
-        yield _vectors(path, vocabulary)
+        yield [matrix_file(path)], none_absent
 
 
 def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.ndarray]:

@@ -48,8 +48,8 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
 
     Raises:
         ImportError: the extra `patch` is not installed.
-        ValueError: `modules` does not name the tables of the patch, or these
-            have different trained rows.
+        ValueError: `modules` does not name the tables of the patch, or one
+            module for two; or the tables have different trained rows.
 
     Example:
 
@@ -68,6 +68,11 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
     if set(modules) != set(patch.tables):
         raise ValueError(
             f"`modules` must name a module for each table of the patch, {list(patch.tables)}. "
+            f"Received: modules={dict(modules)}"
+        )
+    if len(set(modules.values())) != len(modules):
+        raise ValueError(
+            "Each table must have a module of its own, since an adapter has one tensor for each. "
             f"Received: modules={dict(modules)}"
         )
     if any(not np.array_equal(table.ids, tables[0].ids) for table in tables):

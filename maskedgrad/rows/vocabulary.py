@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy.typing as npt
 
 from maskedgrad.messages import shorten
 
-# What lookups of Keras list for what they do not know, once for each row that they keep for it.
-UNKNOWN = "[UNK]", "-1"
 LOOKUPS = keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization
+
+# What lookups of Keras list for what they do not know, once for each row that they keep for it:
+# `[UNK]` and -1, or what `oov_token` says.
+is_unknown = re.compile(r"[\W_]*(unk|unknown|oov)[\W_]*|-\d+", re.IGNORECASE).fullmatch
 
 _TURN_ROUND = (
     "A mapping from id to word is turned round by "
@@ -76,7 +80,7 @@ def ids_by_word(vocabulary: Any) -> dict[str, int]:
         return {
             str(word): int(vocabulary.token_to_id(word)) for word in vocabulary.get_vocabulary()
         }
-    if isinstance(vocabulary, Mapping):
+    if isinstance(vocabulary, Mapping) and not isinstance(vocabulary, Counter):
         return _checked_ids(vocabulary)
     if isinstance(vocabulary, (list, tuple)):
         return _ids_of_list(vocabulary)
@@ -92,6 +96,8 @@ def _advice_for(vocabulary: Any) -> str:
         return "A file of a word a line is read by `path.read_text(encoding='utf-8').splitlines()`."
     if isinstance(vocabulary, Set) and not isinstance(vocabulary, KeysView):
         return "A set has no order: give its words the ids that the table has for them."
+    if isinstance(vocabulary, Counter):
+        return "A `Counter` has counts and no ids: give what makes ids of words."
     if isinstance(vocabulary, Iterable):
         return "What has words in the order of their ids becomes one by `list(vocabulary)`."
     return "Give what made the ids of the texts."
@@ -124,10 +130,13 @@ def by_path(vocabulary: Any, paths: Sequence[str]) -> dict[str, Any]:
         return {}
     if isinstance(vocabulary, Mapping) and vocabulary and set(vocabulary) <= set(paths):
         return dict(vocabulary)
-    if len(paths) != 1:
+    is_of_tables = isinstance(vocabulary, Mapping) and any(
+        isinstance(each, (list, tuple, Mapping, *LOOKUPS)) for each in vocabulary.values()
+    )
+    if len(paths) != 1 or is_of_tables:
         raise ValueError(
             "`vocabulary` must be a mapping from the path of a table to its vocabulary where there "
-            f"are several tables, {list(paths)}. Received: {shorten(vocabulary)}"
+            f"are several tables or paths are named, {list(paths)}. Received: {shorten(vocabulary)}"
         )
     return {paths[0]: vocabulary}
 
@@ -153,11 +162,15 @@ def advice_for_words(words: Any) -> str:
 
 def sample(words: Any) -> str:
     """How error messages show words: a few of them."""
-    if not isinstance(words, (list, tuple)) or len(words) <= 5:
+    if not isinstance(words, (list, tuple)):
         text = repr(words)
         return text if len(text) <= 200 else f"{text[:197]}..."
-    shown = ", ".join(map(repr, words[:5]))
-    return f"[{shown}, ...] ({len(words)} in all)"
+    # Lookups list strings of NumPy, which would be shown as `np.str_('cat')`.
+    shown = [str(word) if isinstance(word, str) else word for word in words[:5]]
+    if len(words) <= 5:
+        text = repr(shown if isinstance(words, list) else tuple(shown))
+        return text if len(text) <= 200 else f"{text[:197]}..."
+    return f"[{', '.join(map(repr, shown))}, ...] ({len(words)} in all)"
 
 
 def _ids_of_list(vocabulary: Sequence[Any]) -> dict[str, int]:
@@ -167,8 +180,8 @@ def _ids_of_list(vocabulary: Sequence[Any]) -> dict[str, int]:
     id_of: dict[str, int] = {}
     for row, word in enumerate(words):
         id_of.setdefault(word, row)
-    repeated = [word for row, word in enumerate(words) if id_of[word] != row]
-    if not set(repeated) <= set(UNKNOWN):
+    counts = Counter(words)
+    if repeated := [word for word in counts if counts[word] > 1 and not is_unknown(word)]:
         raise ValueError(
             "The words of a vocabulary must not be repeated, because each names one row. "
             f"Received more than once: {sample(repeated)}. Give each row a word of its own, or a "

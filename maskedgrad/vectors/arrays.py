@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskedgrad.vectors.found import CHUNK, Slots, SourceVectors
+from maskedgrad.vectors.text import without_mark
 
 TENSOR_NAME = "embeddings"
 SAFETENSORS_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -50,12 +51,7 @@ def read_array(path: Path, slot_of: Mapping[str, int], num_slots: int) -> Source
     """
     matrix = _npy(path) if _head(path).startswith(NPY) else _safetensors(path)
     shape = tuple(matrix.shape)
-    words = words_beside(path).read_bytes().split(b"\n")
-    if words.pop():
-        raise ValueError(
-            f"its words, in {words_beside(path).name!r}, do not end in a newline, so the last one "
-            "may be cut off"
-        )
+    words = _words(words_beside(path), slot_of)
     if len(shape) != 2 or len(words) != shape[0]:
         raise ValueError(
             f"its words, in {words_beside(path).name!r}, are {len(words)}, and it is of shape "
@@ -68,6 +64,20 @@ def read_array(path: Path, slot_of: Mapping[str, int], num_slots: int) -> Source
             if slot is not None:
                 slots.fill(slot, row)
     return slots.found()
+
+
+def _words(path: Path, slot_of: Mapping[str, int]) -> list[bytes]:
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"its words, in {path.name!r}, are of UTF-16, and UTF-8 is expected")
+    # Editors of Windows end lines so. No word that was written has a carriage return.
+    first, *others = content.replace(b"\r\n", b"\n").split(b"\n")
+    words = [without_mark(first, slot_of), *others]
+    if words.pop():
+        raise ValueError(
+            f"its words, in {path.name!r}, do not end in a newline, so the last one may be cut off"
+        )
+    return words
 
 
 def _head(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -19,16 +19,30 @@ from maskedgrad.vectors.configs import (
     without_names,
 )
 from maskedgrad.vectors.layers import by_hand, captured_values, is_graph, layers_in, tables_in
-from maskedgrad.vectors.lookups import copy_words, is_lookup, same_lookup, with_one_more
+from maskedgrad.vectors.lookups import (
+    copy_words,
+    is_lookup,
+    same_lookup,
+    saves_words,
+    with_one_more,
+)
 from maskedgrad.vectors.tokenizers import is_tokenizer, tokenizers_in
 
 
 class Remade(NamedTuple):
-    """What differs in a copy: the rows of its table, and the layers that others stand for."""
+    """What differs in a copy: the rows of its table, and the layers that others stand for.
+
+    `others` are tables that have as many rows as it, in the copy too.
+    """
 
     table: Any
     num_rows: int
     instead: Mapping[int, Any]
+    others: Sequence[Any] = ()
+
+    def is_resized(self, layer: Any) -> bool:
+        """Whether a layer is one of the tables."""
+        return any(layer is each for each in (self.table, *self.others))
 
 
 def copied(model: Any, remade: Remade, resized: Callable[[np.ndarray], np.ndarray]) -> Any:
@@ -94,7 +108,7 @@ def _remade_once(layer: Any, remade: Remade, copy_of: Callable[[Any], Any]) -> A
         return _from_config(layer, config_with(layer, remade.instead))
     if is_lookup(layer):  # not by its config, which says of what shape its first call was
         return same_lookup(layer)
-    larger = {"input_dim": remade.num_rows} if layer is remade.table else {}
+    larger = {"input_dim": remade.num_rows} if remade.is_resized(layer) else {}
     return type(layer).from_config({**layer.get_config(), **larger})
 
 
@@ -260,6 +274,8 @@ def _copy_learned(old: Any, new: Any, remade: Remade) -> None:
             continue
         if is_lookup(source):
             copy_words(source, other)
+            if source is not layer:
+                _check_saves_words(other)
             done.update(map(id, layers_in(other)))  # a `TextVectorization` has a lookup inside
         elif hasattr(source, "adapt"):
             store: dict[str, Any] = {}
@@ -269,6 +285,15 @@ def _copy_learned(old: Any, new: Any, remade: Remade) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 source.save_assets(folder)
                 other.load_assets(folder)
+
+
+def _check_saves_words(lookup: Any) -> None:
+    if not saves_words(lookup):
+        raise ValueError(
+            f"{describe(lookup)} is made with `vocabulary=` by the layer around it, so a saved "
+            "copy would have the old words. Have `get_config` of that layer tell the words, or "
+            "make the lookup without words, and give it them by `set_vocabulary` or `adapt`."
+        )
 
 
 def _has_assets(layer: Any) -> bool:
@@ -285,9 +310,21 @@ def _axes_of_rows(old: Any, new: Any, remade: Remade) -> list[int | None]:
             key: with_one_more(each) if is_lookup(each) else each
             for key, each in remade.instead.items()
         }
-        new = remade_layer(old, Remade(remade.table, num_rows + 1, instead))
+        remade = remade._replace(num_rows=num_rows + 1, instead=instead)
+        new = remade_layer(old, remade)
     _check_same_weights(old, new, remade.table)
+    _check_resized(old, new, remade)
     return [_axis_of_rows(*pair, num_rows) for pair in zip(old.weights, new.weights, strict=True)]
+
+
+def _check_resized(old: Any, new: Any, remade: Remade) -> None:
+    for layer, other in _pairs(old, new):
+        if remade.is_resized(layer) and other.input_dim != remade.num_rows:
+            raise ValueError(
+                f"{describe(layer)} has the ids of {describe(remade.table)}, so it must have as "
+                f"many rows. Received: a layer around it that makes it of {other.input_dim}. "
+                f"{by_hand(remade.table)}"
+            )
 
 
 def _axis_of_rows(old: Any, new: Any, num_rows: int) -> int | None:

@@ -12,6 +12,7 @@ from maskedgrad.rows.vocabulary import advice_for_words, sample
 from maskedgrad.vectors.copies import Remade, copied
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 from maskedgrad.vectors.layers import table_in
+from maskedgrad.vectors.lookups import tables_beside
 from maskedgrad.vectors.vocabularies import places_of
 
 ModelOrLayer = TypeVar("ModelOrLayer", bound=keras.Model | keras.layers.Embedding)
@@ -36,7 +37,8 @@ def extend(
     that has rows to spare, since it was padded, gives those first. Whatever
     else grows along with the table, such as the tied output of a
     `keras.layers.ReversibleEmbedding`, an output that keras_hub makes beside
-    it, and a bias on either, is extended by the same initializer. An output
+    it, a bias on either, and a table of as many rows that the same lookup gives
+    its ids to, is extended by the same initializer. An output
     that is not tied, such as a `Dense` layer of V units, has a table of its
     own and stays as it is.
 
@@ -110,7 +112,8 @@ def extend(
         new[places.ids] = rows.astype(old.dtype)
         return new.reshape(-1, *old.shape[1:])
 
-    larger = copied(model_or_layer, Remade(old_table, size, places.instead), grown)
+    others = tables_beside(model_or_layer, old_table, places.instead, size, moves=False)
+    larger = copied(model_or_layer, Remade(old_table, size, places.instead, others), grown)
     return larger, Rows(places.ids, size)
 
 

@@ -116,7 +116,9 @@ def _made_rows(initializer: Any, words: list[str], table: np.ndarray, seed: Any)
     shape = len(words), table.shape[1]
     of_keras = _of_keras(initializer)
     if of_keras is None:
-        return _checked_rows(initializer(words, table), shape)
+        readable = table.view()
+        readable.setflags(write=False)  # the rows of known words are what they are
+        return _checked_rows(initializer(words, readable), shape)
     config = of_keras.get_config()
     if of_keras is not initializer and seed is not None and "seed" in config:
         of_keras = of_keras.from_config({**config, "seed": seed})

@@ -1,7 +1,7 @@
 """What a model is made of: its layers, its tables, and what its graph calls them with."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -22,6 +22,8 @@ SHAPING = {
     "Stack",
     "Transpose",
 }
+
+USERS = keras.layers.Embedding, keras.layers.CategoryEncoding
 
 
 def layers_in(layer: Any) -> list[Any]:
@@ -100,28 +102,80 @@ def captured_values(model: Any) -> Iterator[tuple[Any, Any]]:
                     yield operation, value
 
 
-def lookups_before(model: Any, table: Any) -> dict[int, tuple[Any, bool]]:
-    """The lookups of a graph whose ids reach a table, by `id`, each with whether they are seen to
-    reach it as they are, through operations of `SHAPING` only.
+class IdSources(NamedTuple):
+    """What gives a table of a graph its ids.
+
+    - `lookups`: the lookups whose ids reach the table, by `id`, each with whether they are seen to
+      reach it as they are, through operations of `SHAPING` only.
+    - `others`: the operations that are no such lookups, inputs of the model included.
     """
+
+    lookups: dict[int, tuple[Any, bool]]
+    others: list[Any]
+
+
+def sources_of_ids(model: Any, table: Any) -> IdSources:
+    """What gives a table its ids, as far as a graph shows it."""
+    found: dict[int, tuple[Any, bool]] = {}
+    others: list[Any] = []
     if not is_graph(model):
-        return {}
+        return IdSources(found, others)
     producers = _producers(model)
     waiting = [(tensor, True) for tensor in _looked_up(model, table)]
     followed: set[tuple[int, bool]] = set()
-    found: dict[int, tuple[Any, bool]] = {}
     while waiting:
         tensor, as_it_is = waiting.pop()
         if (id(tensor), as_it_is) in followed:
             continue
         followed.add((id(tensor), as_it_is))
         for node in producers.get(id(tensor), []):
-            for lookup in _vocabularies_in(node.operation):
+            within = _vocabularies_in(node.operation)
+            for lookup in within:
                 is_seen = as_it_is and lookup is node.operation
                 found[id(lookup)] = lookup, is_seen or found.get(id(lookup), (None, False))[1]
             as_before = as_it_is and type(node.operation).__name__ in SHAPING
+            if as_it_is and not as_before and node.operation not in within:
+                others.append(node.operation)
             waiting.extend((source, as_before) for source in node.input_tensors)
-    return found
+    return IdSources(found, others)
+
+
+def makers_before(model: Any, layer: Any) -> list[Any]:
+    """The layers with weights or words that a layer of a graph is called after.
+
+    What lies between them, such as an `argmax`, has none.
+    """
+    producers = _producers(model) if is_graph(model) else {}
+    waiting = list(_looked_up(model, layer)) if producers else []
+    followed: set[int] = set()
+    found = {}
+    while waiting:
+        tensor = waiting.pop()
+        nodes = [] if id(tensor) in followed else producers.get(id(tensor), [])
+        followed.add(id(tensor))
+        for node in nodes:
+            operation = node.operation
+            if getattr(operation, "weights", None) or hasattr(operation, "get_vocabulary"):
+                found[id(operation)] = operation
+            else:
+                waiting.extend(node.input_tensors)
+    return list(found.values())
+
+
+def users_of_ids(model: Any) -> list[Any]:
+    """The layers and operations of a graph that have something for each id.
+
+    Without those inside of a layer that is no graph, which may make other ids, of positions say.
+    """
+    if not is_graph(model):
+        return []
+    users = []
+    for operation in _operations(model):
+        if is_graph(operation):
+            users += users_of_ids(operation)
+        elif isinstance(operation, USERS) or type(operation).__name__ in ("OneHot", "MultiHot"):
+            users.append(operation)
+    return users
 
 
 def _vocabularies_in(operation: Any) -> list[Any]:
@@ -142,11 +196,12 @@ def _looked_up(model: Any, table: Any) -> Iterator[Any]:
                 yield from _looked_up(operation, table)
             else:
                 tensors = [tensor for node in _nodes(operation) for tensor in node.input_tensors]
-                yield from (tensor for tensor in tensors if "int" in str(tensor.dtype))
+                integers = [tensor for tensor in tensors if "int" in str(tensor.dtype)]
+                yield from integers or tensors
 
 
 def _producers(model: Any) -> dict[int, list[Any]]:
-    """The nodes that each tensor of a graph comes from, inputs of inner models included."""
+    """The nodes that each tensor of a graph comes from, through inner models too."""
     found: dict[int, list[Any]] = {}
     for operation in _operations(model):
         for node in _nodes(operation):
@@ -160,6 +215,10 @@ def _producers(model: Any) -> dict[int, list[Any]]:
                 for inner, outer in zip(operation.inputs, node.input_tensors, strict=False):
                     called_with.setdefault(id(inner), []).extend(found.get(id(outer), []))
             found.update(called_with)
+            # What it returns is what was made within it.
+            for node in _nodes(operation):
+                pairs = zip(operation.outputs, node.outputs, strict=False)
+                found.update((id(outer), found.get(id(inner), [])) for inner, outer in pairs)
     return found
 
 

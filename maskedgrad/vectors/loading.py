@@ -232,8 +232,9 @@ def _padding_id(padding: str | int | None, id_of: Mapping[str, int], num_rows: i
         return found
     if isinstance(padding, str) and padding in id_of:
         return id_of[padding]
-    if isinstance(padding, int) and not isinstance(padding, bool) and 0 <= padding < num_rows:
-        return padding
+    is_id = isinstance(padding, (int, np.integer)) and not isinstance(padding, bool)
+    if is_id and 0 <= int(padding) < num_rows:
+        return int(padding)
     raise ValueError(
         f"`padding` must be a word of the vocabulary or an id below {num_rows}. "
         f"Received: padding={padding!r}"

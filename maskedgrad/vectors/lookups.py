@@ -1,6 +1,6 @@
 """Lookup layers: which of them gives a table its ids, and copies that know more words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +9,19 @@ import numpy as np
 from maskedgrad.messages import shorten
 from maskedgrad.rows.targets import describe
 from maskedgrad.rows.vocabulary import LOOKUPS, sample
-from maskedgrad.vectors.layers import is_graph, layers_in, lookups_before, tables_in
+from maskedgrad.vectors.layers import (
+    by_hand,
+    is_graph,
+    layers_in,
+    makers_before,
+    sources_of_ids,
+    tables_in,
+    users_of_ids,
+)
+
+OUTPUTS = keras.layers.Dense, keras.layers.EinsumDense
+# What gives ids by a rule that it was made with.
+FIXED = keras.layers.Hashing, keras.layers.HashedCrossing, keras.layers.Discretization
 
 
 def is_lookup(layer: Any) -> bool:
@@ -45,17 +57,82 @@ def lookups_of(model: Any, table: Any) -> list[Any]:
 
 def seen_lookups_of(model: Any, table: Any) -> list[Any]:
     """The lookups of a graph that are seen to give a table its ids."""
-    before = lookups_before(model, table)
+    before = sources_of_ids(model, table).lookups
     return [lookup for lookup, is_seen in before.values() if is_seen and _gives_ids(lookup)]
 
 
 def unclear_lookups_of(model: Any, table: Any) -> list[Any]:
     """The lookups that may give a table its ids, in a way that is not seen through."""
-    before = lookups_before(model, table)
+    before = sources_of_ids(model, table).lookups
     hidden = [lookup for lookup, is_seen in before.values() if not is_seen and _gives_ids(lookup)]
     others = {each.input_dim for each in tables_in(model) if each is not table}
     within = lookups_beside(model, table)
     return hidden + [each for each in within if each.vocabulary_size() not in others]
+
+
+def check_rows_to_spare(model: Any, table: Any, found: Sequence[Any]) -> None:
+    """Raises a `ValueError` if rows that lookups do not reach may be reached by other ids.
+
+    `found` are lookups of one vocabulary.
+    """
+    lookup, keys = found[0], set(map(id, found))
+    size = lookup.vocabulary_size()
+    sources = sources_of_ids(model, table)
+    is_seen = sources.lookups.get(id(lookup), (None, False))[1]
+    others = [other for key, (other, _) in sources.lookups.items() if key not in keys]
+    others += sources.others
+    # Of what a layer around the table is called with, segments say, not all need be ids of it.
+    is_shown = any(each is table for each in users_of_ids(model))
+    if size < table.input_dim and is_seen and is_shown and others:
+        raise ValueError(
+            f"Only {describe(lookup)} may give {describe(table)} its ids, since it has rows that "
+            f"the lookup does not reach, from {size} to {table.input_dim - 1}, and it must be "
+            "known whether they are free. Received: a model where ids also come from "
+            f"{others[0].name!r}. {by_hand(table)}"
+        )
+
+
+def tables_beside(
+    model: Any, table: Any, instead: Mapping[int, Any], size: int, *, moves: bool
+) -> list[Any]:
+    """The other tables whose ids come from lookups that are exchanged, and that change likewise.
+
+    Args:
+        model: the model.
+        table: the table that changes.
+        instead: the lookups that stand in the place of others, by the `id` of these.
+        size: how many rows the table will have.
+        moves: whether words get other ids.
+
+    Raises:
+        ValueError: something else in the model reads these ids and cannot change likewise.
+    """
+    found = []
+    for user in users_of_ids(model):
+        lookups = sources_of_ids(model, user).lookups
+        read = [is_seen for key, (_, is_seen) in lookups.items() if key in instead]
+        if user is table or not read:
+            continue
+        num_rows, are_seen = getattr(user, "input_dim", None), all(read)
+        if num_rows == table.input_dim and are_seen:
+            found.append(user)
+        elif moves or (num_rows is not None and num_rows < size + (not are_seen)):
+            raise ValueError(
+                f"What reads the ids of {describe(table)} must change with it. Received: a model "
+                f"where {user.name!r} reads them too, and is no table of {table.input_dim} rows. "
+                f"{by_hand(table)}"
+            )
+    return found
+
+
+def fixed_source_of(model: Any, table: Any) -> Any:
+    """The layer that gives a table all of its ids and can learn no words; `None` if there is none.
+
+    Such as `keras.layers.Hashing`, whose ids are as many as its bins.
+    """
+    others = sources_of_ids(model, table).others
+    fixed = [each for each in others if isinstance(each, FIXED)]
+    return fixed[0] if fixed and len(fixed) == len(others) else None
 
 
 def inverses_of(model: Any, lookup: Any) -> list[Any]:
@@ -64,6 +141,31 @@ def inverses_of(model: Any, lookup: Any) -> list[Any]:
     return [
         layer for layer in layers_in(model) if is_inverse(layer) and layer.get_vocabulary() == words
     ]
+
+
+def names_another_order(model: Any, inverse: Any, table: Any) -> bool:
+    """Whether an inverse lookup is seen to name what a layer like `Dense(V)` scores.
+
+    Such an output has a table of its own, which keeps its order.
+
+    Raises:
+        ValueError: the model is no graph, and has such an output.
+    """
+    outputs = [each for each in makers_before(model, inverse) if table not in layers_in(each)]
+    scores = any(isinstance(part, OUTPUTS) for each in outputs for part in layers_in(each))
+    hidden = [] if is_graph(model) else layers_in(model)
+    of_size = [
+        each
+        for each in hidden
+        if isinstance(each, OUTPUTS) and each.built and each.kernel.shape[-1] == table.input_dim
+    ]
+    if of_size:
+        raise ValueError(
+            f"It must be seen whether {describe(inverse)} names rows of {describe(table)} or what "
+            f"{describe(of_size[0])} scores, which keeps its order. Received: a "
+            f"{type(model).__name__}, which is no graph. Turn ids into words outside of the model."
+        )
+    return scores
 
 
 def with_words(lookup: Any, words: Sequence[Any]) -> Any:
@@ -108,6 +210,15 @@ def copy_words(lookup: Any, other: Any) -> None:
         other.load_own_variables(store)
     else:
         other.set_vocabulary(lookup.get_vocabulary(include_special_tokens=False))
+
+
+def saves_words(lookup: Any) -> bool:
+    """Whether a lookup that is saved and loaded has its words."""
+    # Of one that was made with words Keras saves those, and not what it was given since:
+    # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/layers/preprocessing/index_lookup.py#L925
+    config = lookup.get_config()
+    made_with = config["vocabulary"]
+    return made_with is None or _made(lookup, config).get_vocabulary() == lookup.get_vocabulary()
 
 
 def num_reserved(lookup: Any) -> int:

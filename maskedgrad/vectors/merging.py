@@ -32,8 +32,8 @@ def merge_two_tables(
         `frozen_layer`, trainable, with a table of shape `(V, D)`.
 
     Raises:
-        TypeError: a layer is not an embedding layer, or `mapping` does not
-            give integers.
+        TypeError: a layer is not a stock `keras.layers.Embedding`, or
+            `mapping` does not give integers.
         ValueError: a layer is not built, the tables differ in width, or
             `mapping` does not fit them.
 
@@ -47,7 +47,7 @@ def merge_two_tables(
     [1.5, 2.5, 13.0]
     """
     frozen, added = (
-        keras.ops.convert_to_numpy(checked_table(layer).embeddings)
+        keras.ops.convert_to_numpy(_checked_layer(layer).embeddings)
         for layer in (frozen_layer, trainable_layer)
     )
     if frozen.shape[1] != added.shape[1]:
@@ -61,6 +61,18 @@ def merge_two_tables(
     layer = keras.layers.Embedding.from_config({**frozen_layer.get_config(), "trainable": True})
     layer.build(None)
     layer.set_weights([merged])
+    return layer
+
+
+def _checked_layer(layer: Any) -> Any:
+    """`layer`, if what it makes of ids is rows of its table and nothing else."""
+    if type(checked_table(layer)) is not keras.layers.Embedding:
+        raise TypeError(
+            "Each layer must be a stock `keras.layers.Embedding`, since a class of its own may "
+            f"make something else of rows. Received: a {type(layer).__name__}. If it looks rows "
+            "up as they are, give one around its table: "
+            "`maskedgrad.pretrained_embedding(layer.embeddings.numpy())`."
+        )
     return layer
 
 

@@ -13,10 +13,13 @@ from maskedgrad.vectors.extension import ModelOrLayer, centers, check_descriptio
 from maskedgrad.vectors.initial_values import check_initializer, first_values
 from maskedgrad.vectors.layers import layers_in
 from maskedgrad.vectors.lookups import (
+    check_rows_to_spare,
     is_inverse,
     lookups_beside,
+    names_another_order,
     num_reserved,
     seen_lookups_of,
+    tables_beside,
     unclear_lookups_of,
     with_words,
 )
@@ -41,8 +44,10 @@ def change_vocabulary(
     `extend`; rows of words that it lacks are left out. What is given stays as
     it is, and the copy is not compiled. The lookup of the model that gives the
     table its ids has the new vocabulary in the copy, and so has one that turns
-    ids back into words. An output that is not tied, such as a `Dense` layer of
-    V units, stays in the old order.
+    ids back into words. The rows of another table that it gives its ids to
+    move likewise. An output that is not tied, such as a `Dense` layer of
+    V units, stays in the old order, and so does a lookup that names what it
+    scores.
 
     Args:
         model_or_layer: as for `extend`.
@@ -91,13 +96,14 @@ def change_vocabulary(
     places = np.array([new_ids[word] for word in added], dtype=np.int64)
     source = np.array([old_ids[word] for word in kept])
     target = np.array([new_ids[word] for word in kept])
+    nameless = np.setdiff1d(np.arange(min(size, num_rows)), [*old_ids.values()])
     instead = _with_new_words(model_or_layer, old_table, old_ids, new_ids)
 
     def moved(old: np.ndarray) -> np.ndarray:
         rows = old.reshape(num_rows, -1)
         new = np.zeros((size, rows.shape[1]), dtype=old.dtype)
         # Rows that no word has, such as further ones for what is not known, stay where they are.
-        new[: min(size, num_rows)] = rows[:size]
+        new[nameless] = rows[nameless]
         new[target] = rows[source]
         if added:
             start = centers(initializer, rows)
@@ -105,7 +111,8 @@ def change_vocabulary(
             new[places] = drawn.astype(old.dtype)
         return new.reshape(-1, *old.shape[1:])
 
-    copy = copied(model_or_layer, Remade(old_table, size, instead), moved)
+    others = tables_beside(model_or_layer, old_table, instead, size, moves=True)
+    copy = copied(model_or_layer, Remade(old_table, size, instead, others), moved)
     return copy, Rows(places, size)
 
 
@@ -135,7 +142,8 @@ def _with_new_words(
             f"Received: a model where it has {sample(list(ids_by_word(unclear[0])))}"
         )
     inverses = [each for each in layers_in(model) if is_inverse(each)]
-    found = found + [each for each in inverses if ids_by_word(each) == old_ids]
+    of_table = [each for each in inverses if ids_by_word(each) == old_ids]
+    found += [each for each in of_table if not names_another_order(model, each, table)]
     instead = {}
     for lookup in found:
         known = ids_by_word(lookup)
@@ -160,4 +168,6 @@ def _with_new_words(
                 f"its words. Received: ids {sorted(new_ids.values())[:5]} and so on"
             )
         instead[id(lookup)] = new
+    if found:
+        check_rows_to_spare(model, table, found)
     return instead

@@ -12,6 +12,8 @@ from maskedgrad.masking.variables import read_sparsely
 from maskedgrad.messages import shorten
 from maskedgrad.rows.chunks import rows_a_chunk
 
+SAID_BY_MATRIX = "input_dim", "output_dim", "embeddings_initializer", "weights"
+
 
 def pretrained_embedding(matrix: npt.NDArray[Any], **options: Any) -> keras.layers.Embedding:
     """A stock `keras.layers.Embedding` that starts from a pretrained matrix.
@@ -33,7 +35,8 @@ def pretrained_embedding(matrix: npt.NDArray[Any], **options: Any) -> keras.laye
 
     Raises:
         TypeError: `matrix` is not a NumPy array of real numbers.
-        ValueError: `matrix` is not of rank 2.
+        ValueError: `matrix` is not of rank 2; an option says otherwise than
+            it what the table is; or the table would not be of floats.
 
     Example:
 
@@ -43,9 +46,20 @@ def pretrained_embedding(matrix: npt.NDArray[Any], **options: Any) -> keras.laye
     [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
     """
     _check_matrix(matrix)
+    if said_twice := [name for name in SAID_BY_MATRIX if name in options]:
+        raise ValueError(
+            "`matrix` says how many rows the table has and what they hold, so no option may. "
+            f"Received: {said_twice[0]}={shorten(options[said_twice[0]])}. Leave it out."
+        )
     layer = keras.layers.Embedding(*matrix.shape, embeddings_initializer="zeros", **options)
     layer.build()
     table = layer.weights[0]
+    dtype = keras.backend.standardize_dtype(table.dtype)
+    if "float" not in dtype:  # in which fractions would be cut off
+        raise ValueError(
+            f"The table must be of floats. Received: dtype={shorten(options.get('dtype'))}, with "
+            f"which it is of {dtype}. To quantize it: `layer.quantize('int8')` of what comes back."
+        )
     # A table that was written by rows is copied whole by every dense read.
     read_sparsely(table)
     _fill(table, matrix)

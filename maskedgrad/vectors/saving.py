@@ -138,8 +138,9 @@ def _format(path: Path, name: str | None) -> Format:
         suffix = path.with_suffix("").suffix if path.suffix == GZIP else path.suffix
         if suffix not in FORMAT_OF_SUFFIX:
             raise ValueError(
-                f"The suffix of `path` must be one of {list(FORMAT_OF_SUFFIX)}, which say the "
-                f"format. Received: {os.fspath(path)!r}. Say it by `format=`: {list(FORMATS)}"
+                f"The suffix of the path must be one of {list(FORMAT_OF_SUFFIX)}, which say the "
+                f"format. Received: {os.fspath(path)!r}. In Python `format=` says it too: "
+                f"{list(FORMATS)}"
             )
         kind = FORMATS[FORMAT_OF_SUFFIX[suffix]]
     if path.suffix == GZIP and kind.is_matrix:

@@ -175,6 +175,8 @@ def _check_kind(head: bytes) -> None:
             "it is of UTF-16 or UTF-32, and UTF-8 is expected. "
             "Write it anew: `iconv -f UTF-16 -t UTF-8`"
         )
+    if b"\0" not in head and text.looks_like_rows(head):
+        return  # whatever the first word is
     for beginning, what in OTHER_FILES.items():
         if re.match(beginning, head, re.DOTALL):
             raise ValueError(what)
@@ -192,13 +194,24 @@ def _read_mapping(
     if not found:
         raise ValueError(
             f"`source` has none of the words that are wanted, such as {few(slot_of)}. "
-            "`fallbacks=[str.lower]` finds words that are lower case there."
+            f"{_advice_for_keys(known)}"
         )
     width = np.size(source[next(iter(found))])
     slots = Slots(slot_of, num_slots, width)
     for word, slot in found.items():
         slots.fill(slot, _checked(word, source[word], width))
     return slots.found(_from_subwords(source, known, words_from_subwords))
+
+
+def _advice_for_keys(known: Any) -> str:
+    first = next(iter(known), "") if isinstance(known, Mapping) else ""
+    if isinstance(first, str):
+        return "`fallbacks=[str.lower]` finds words that are lower case there."
+    as_text = "word.decode()" if isinstance(first, bytes) else "str(word)"
+    return (
+        f"Its words must be strings, and it has {shorten(first)}. "
+        f"`{{{as_text}: vector for word, vector in source.items()}}` has strings."
+    )
 
 
 def _checked(word: str, value: Any, width: int) -> np.ndarray:

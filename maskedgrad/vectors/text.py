@@ -62,6 +62,16 @@ def looks_like_rows(content: bytes) -> bool:
     return not content.strip() or 2 * num_rows_of_text >= len(rows)
 
 
+def without_mark(word: bytes, slot_of: Mapping[str, int]) -> bytes:
+    """A first word without the mark that some editors begin a file with.
+
+    The mark may be of the word too, if that is a wanted one.
+    """
+    rest = word.removeprefix(BYTE_ORDER_MARK)
+    is_of_word = _decoded(word) in slot_of and _decoded(rest) not in slot_of
+    return word if is_of_word else rest
+
+
 def read_text(
     file: Any, header: Header | None, slot_of: Mapping[str, int], num_slots: int
 ) -> SourceVectors:
@@ -121,7 +131,9 @@ class _Rows:
         if not is_row:
             raise _not_a_row(line, width)
         self._num_rows += 1
-        word = text[:end] if line.number > 1 else self._without_mark(text[:end])
+        word = text[:end]
+        if line.number == 1:
+            word = without_mark(word, self._slot_of)
         if self._num_rows <= 5:
             self._first_words.append(quoted(word))
         if num_spaces > width:
@@ -150,15 +162,6 @@ class _Rows:
                 f"begins with {', '.join(self._first_words)}. `fallbacks=[str.lower]` finds words "
                 f"that are lower case there{self._hint()}"
             )
-
-    def _without_mark(self, word: bytes) -> bytes:
-        """A first word without the mark that some editors begin a file with.
-
-        The mark may be of the word too, if that is a wanted one.
-        """
-        rest = word.removeprefix(BYTE_ORDER_MARK)
-        is_of_word = _decoded(word) in self._slot_of and _decoded(rest) not in self._slot_of
-        return word if is_of_word else rest
 
     def _note_longer(self, line: _Line, word: bytes) -> None:
         """Notes a wanted word whose vector this may be, if it has too many numbers or spaces.

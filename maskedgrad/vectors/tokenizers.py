@@ -62,6 +62,7 @@ def taught(tokenizer: Any, words: Sequence[str]) -> Any:
             f"{type(tokenizer).__name__} takes no more words: {error}"
         ) from error
     _check_tokens(saved, words)
+    _check_new_ids(tokenizer, saved, words)
     return new
 
 
@@ -134,6 +135,16 @@ def _check_tokens(tokenizer: Any, words: Sequence[str]) -> None:
     split = [word for word in words if not _is_token(tokenizer, word)]
     if split:
         raise CannotLearnError(f"{type(tokenizer).__name__} still splits {split[0]!r}")
+
+
+def _check_new_ids(old: Any, new: Any, words: Sequence[str]) -> None:
+    # Those of XLM-RoBERTa and DeBERTaV3 put their mask behind their last word, so it would move.
+    taken = set(ids_of(new, words).tolist()) & set(used_ids(old).tolist())
+    if taken:
+        raise CannotLearnError(
+            f"{type(old).__name__} would give a new word the id {min(taken)}, which is that of one "
+            "of its own tokens"
+        )
 
 
 def _is_token(tokenizer: Any, word: str) -> bool:

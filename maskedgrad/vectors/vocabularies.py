@@ -40,7 +40,10 @@ def places_of(model: Any, table: Any, words: Sequence[Any], vocabulary: Any) -> 
     """
     inside = [each for each in layers_in(model) if each is vocabulary]
     if lookups.is_lookup(vocabulary) and (inside or model is table):
-        return _of_lookups(model, table, [vocabulary], words)
+        seen = lookups.seen_lookups_of(model, table)
+        alike = [e for e in seen if e.get_vocabulary() == vocabulary.get_vocabulary()]
+        each_once = {id(each): each for each in [vocabulary, *alike]}
+        return _of_lookups(model, table, list(each_once.values()), words)
     in_model = tokenizers.tokenizers_in(model)
     if inside and vocabulary in in_model:
         return _of_tokenizer(table, vocabulary, words)
@@ -52,6 +55,12 @@ def places_of(model: Any, table: Any, words: Sequence[Any], vocabulary: Any) -> 
         return _of_tokenizer(table, _only(in_model, table), words)
     if found := lookups.lookups_of(model, table):
         return _of_lookups(model, table, found, words)
+    if (fixed := lookups.fixed_source_of(model, table)) is not None:
+        raise ValueError(
+            f"No text would reach a new row of {describe(table)}: {describe(fixed)}, a "
+            f"{type(fixed).__name__}, gives it its ids, and none to new words. Put a lookup in its "
+            "place, such as a `StringLookup`, or say by `vocabulary=` what gives words their ids."
+        )
     _check_strings(words)
     num_rows = table.input_dim
     ids = np.arange(num_rows, num_rows + len(words))
@@ -96,6 +105,7 @@ def _of_lookups(model: Any, table: Any, found: list[Any], words: Sequence[Any]) 
         _check_same_words(first, lookup)
     size = first.vocabulary_size()
     check_fits(size, table, describe(first))
+    lookups.check_rows_to_spare(model, table, found)
     words = lookups.words_for(first, words)
     check_unknown(words, first.get_vocabulary(), describe(first))
     instead = {}

@@ -120,20 +120,28 @@ def test_a_head_that_shares_the_table_grows():
     assert shapes.count((new.num_rows,)) == 1
 
 
+def sentence_piece(**options):
+    """What a SentencePiece tokenizer is made of, for some words of English."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox", "the fox"]),
+        model_writer=proto,
+        model_type="UNIGRAM",
+        minloglevel=2,
+        **options,
+    )
+    return proto.getvalue()
+
+
 @works(
     MODELS,
     "`extend` of a task with a SentencePiece tokenizer",
     "New words are pieces that the user defines. It needs the package `sentencepiece`.",
 )
 def test_a_sentence_piece_tokenizer_learns_words(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    proto = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the quick brown fox", "the fox"]),
-        model_writer=proto,
+    proto = sentence_piece(
         vocab_size=21,
-        model_type="UNIGRAM",
-        minloglevel=2,
         pad_id=0,
         unk_id=3,
         bos_id=2,
@@ -143,7 +151,7 @@ def test_a_sentence_piece_tokenizer_learns_words(tmp_path):
         bos_piece="<bos>",
         eos_piece="<eos>",
     )
-    tokenizer = keras_hub.models.GemmaTokenizer(proto.getvalue())
+    tokenizer = keras_hub.models.GemmaTokenizer(proto)
     backbone = keras_hub.models.GemmaBackbone(
         vocabulary_size=21,
         num_layers=1,
@@ -158,6 +166,23 @@ def test_a_sentence_piece_tokenizer_learns_words(tmp_path):
     larger.save(tmp_path / "task.keras")
     for each in (larger, keras.saving.load_model(tmp_path / "task.keras")):
         assert new.ids[0] in np.asarray(each.preprocessor.tokenizer("the <city>")).tolist()
+
+
+@refused(
+    MODELS,
+    "Teaching words to a tokenizer that has a token of its own behind them, such as XLM-RoBERTa's",
+    "`extend` gives the rows and warns, since that token would move to another row.",
+)
+def test_no_token_of_a_tokenizer_moves_for_a_new_word():
+    proto = sentence_piece(vocab_size=20, unk_id=0, bos_id=1, eos_id=2)
+    tokenizer = keras_hub.models.XLMRobertaTokenizer(proto)
+    size = tokenizer.vocabulary_size()
+    table = keras.layers.Embedding(size, 4)
+    table.build(None)
+    with pytest.warns(UserWarning, match=f"would give a new word the id {tokenizer.mask_token_id}"):
+        larger, new = extend(table, ["zorb"], vocabulary=tokenizer)
+    assert new.ids.tolist() == [size]
+    assert (bits(larger.get_weights()[0][:size]) == bits(table.get_weights()[0])).all()
 
 
 @refused(

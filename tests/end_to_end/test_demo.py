@@ -3,6 +3,7 @@
 import json
 import string
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -231,6 +232,14 @@ def test_a_bad_option_is_refused_before_anything_runs(arguments, capsys):
         main(["demo", *arguments])
     assert exit_.value.code == 2
     assert "Received: " in capsys.readouterr().err
+
+
+def test_a_member_of_an_archive_has_vectors(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "glove.zip", "w") as archive:
+        archive.writestr("50d.txt", "gâteau 1.0 2.0\n")
+    # The vectors are of none of the words that are needed, which is seen when they are read.
+    assert main(["demo", "--vectors", str(tmp_path / "glove.zip" / "50d.txt")]) == 1
+    assert "begins with 'gâteau'" in capsys.readouterr().err
 
 
 def test_help_names_every_option_and_its_default(capsys):
