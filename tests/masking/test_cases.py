@@ -305,6 +305,19 @@ def test_an_optimizer_around_a_masked_one_is_refused_unless_it_scales_the_loss(n
     assert isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer)
 
 
+def test_a_scaler_around_a_masked_optimizer_is_taken_again_after_a_compile_that_was_refused():
+    model, words = make_model()
+    scaler = keras.optimizers.LossScaleOptimizer(masked := MaskedOptimizer("sgd", {words: [1]}))
+    with pytest.raises(TypeError, match="los"):
+        model.compile(scaler, los="mse")
+    model.compile(scaler, loss="mse", run_eagerly=True)
+    before = words.get_weights()[0]
+    model.fit(X, Y, verbose=0)
+    moved = (words.get_weights()[0] != before).any(axis=1)
+    assert model.optimizer is masked
+    assert np.flatnonzero(moved).tolist() == [1]
+
+
 class TouchedRows(Kept):
     """Momentum; of the rows in slices alone, where it is given slices."""
 
