@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from maskedgrad.messages import shorten
 from maskedgrad.rows.multipliers import named_rates, rows_by_rate, with_learning_rates
@@ -35,13 +36,13 @@ class Asked:
     ):
         if not isinstance(is_lazy, bool):
             raise TypeError(f"`lazy` must be True or False. Received: lazy={shorten(is_lazy)}")
-        self.trainable_rows = trainable_rows
-        self.row_learning_rates = row_learning_rates
+        self.trainable_rows = copied(trainable_rows)
+        self.row_learning_rates = copied(row_learning_rates)
         self.decay_exclusions = decay_exclusions
         self.variables = variables
         self.is_lazy = is_lazy
-        self.rows: list[tuple[Named, Any]] = named(trainable_rows)
-        self._rates: list[tuple[Named, Any]] = named_rates(row_learning_rates)
+        self.rows: list[tuple[Named, Any]] = named(self.trainable_rows)
+        self._rates: list[tuple[Named, Any]] = named_rates(self.row_learning_rates)
 
     def but(self, **changes: Any) -> "Asked":
         """The same with other arguments."""
@@ -79,3 +80,10 @@ class Asked:
             (saved_table(t.variable, t.axis, self.variables), rows_by_rate(t, rates))
             for t, rates in self.rated(self.variables)
         ]
+
+
+def copied(value: Any) -> Any:
+    """A copy of what may be changed later by whoever gave it, and is read again."""
+    if isinstance(value, Mapping):
+        return {key: copied(each) for key, each in value.items()}
+    return value.copy() if isinstance(value, (list, np.ndarray)) else value
