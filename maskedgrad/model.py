@@ -214,6 +214,12 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     @override
     def make_train_function(self, force: bool = False) -> None:
+        if not isinstance(self.optimizer, (MaskedOptimizer, type(None))):
+            raise ValueError(
+                "The optimizer of a masked model must be a `MaskedOptimizer`, or every row would "
+                f"train. Received: {self.optimizer!r}, which was assigned to `optimizer` of the "
+                f"model {self.name!r}. Give optimizers to `compile`."
+            )
         # The function renews itself if it was traced for another number of rows than train now.
         made = self.train_function
         super().make_train_function(force=force)
