@@ -354,8 +354,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """A JSON value from which `from_config` makes the same optimizer, without its state."""
         asked = self._asked
-        if self._masking is not None:
-            rows = {table: table.rows for table in self._masking.masked_tables()}
+        if rows := {table: table.rows for table in self.masked_tables()}:
             asked = asked.but(trainable_rows=rows)
         return {
             "name": self.name,

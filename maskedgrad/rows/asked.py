@@ -1,5 +1,6 @@
 """What was asked to be masked: a value that is replaced whole."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,9 +46,18 @@ class Asked:
         self._rates: list[tuple[Named, Any]] = named_rates(self.row_learning_rates)
 
     def but(self, **changes: Any) -> "Asked":
-        """The same with other arguments."""
-        names = ("trainable_rows", "row_learning_rates", "decay_exclusions", "variables", "is_lazy")
-        return Asked(**{**{name: getattr(self, name) for name in names}, **changes})
+        """The same with other `trainable_rows`, `decay_exclusions` or `variables`."""
+        other = copy.copy(self)
+        vars(other).update({name: copied(value) for name, value in changes.items()})
+        if "trainable_rows" in changes:
+            other.rows = named(other.trainable_rows)
+        if other.variables is not None:
+            # By themselves, since a layer that is frozen or quantized later names them no more.
+            other._rates = [
+                (Named(table, table.variable, table.axis), rates)
+                for table, rates in self.rated(other.variables)
+            ]
+        return other
 
     def tables(self, variables: Sequence[keras.Variable]) -> list[MaskedTable]:
         """The tables that are named among `variables`, with what trains of them and how fast."""
@@ -63,9 +73,9 @@ class Asked:
 
     def saved_rows(self) -> list[tuple[SavedTable, Any]]:
         """The rows, by what a config says of their tables."""
-        if self.variables is None:
+        tables = [] if self.variables is None else resolve(self.rows, self.variables)
+        if not tables:  # they are not known yet, or do not train any more
             return [(table, rows) for name, rows in self.rows for table in saved(name)]
-        tables = resolve(self.rows, self.variables)
         return [(saved_table(t.variable, t.axis, self.variables), t.rows) for t in tables]
 
     def saved_rates(self) -> list[tuple[SavedTable, Any]]:
