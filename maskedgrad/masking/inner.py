@@ -11,6 +11,50 @@ import tensorflow as tf
 from maskedgrad.messages import shorten
 
 
+def _of_inner(name: str, doc: str) -> Any:
+    """A property that reads and sets the property of the inner optimizer."""
+
+    def set_it(optimizer: Any, value: Any) -> None:
+        # Keras sets some while the optimizer is made, before there is an inner one.
+        if optimizer.inner is not None:
+            setattr(optimizer.inner, name, value)
+
+    return property(lambda optimizer: getattr(optimizer.inner, name), set_it, doc=doc)
+
+
+class OptionsOfInner(keras.optimizers.Optimizer):
+    """An optimizer around another, with the options of that one: to read, and to set.
+
+    Each optimizer has some of its own, such as `momentum`. Without this, what is set on the
+    optimizer of a model, as Keras allows it, would have no effect.
+    """
+
+    inner: Any = None
+    inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
+    iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
+    learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
+
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None):
+        # Of a number Keras makes a variable, which a stock optimizer would load for its own.
+        super().__init__(learning_rate=lambda: 0.0, name=name)
+        for option in [each for each in vars(self) if not each.startswith("_")]:
+            if option not in {"name", "built"}:
+                delattr(self, option)
+        self.inner = inner_optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if not is_own and hasattr(self.inner, name):
+            setattr(self.inner, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 def nested_optimizers(optimizer: Any) -> Iterator[Any]:
     """The optimizer, and those that it wraps at any depth."""
     yield optimizer
