@@ -1,4 +1,7 @@
-"""Which rows of which tables: sets of ids, words, what users name, and what configs say of it."""
+"""Which rows of which tables: sets of ids, words, what users name, and what configs say of it.
+
+And gradients without the rows that are frozen.
+"""
 
 from maskedgrad.rows.aliases import RowLearningRates, Target, TrainableRows
 from maskedgrad.rows.gradients import mask_gradients

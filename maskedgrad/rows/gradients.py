@@ -60,6 +60,8 @@ def check_shape(gradient: Any, table: keras.Variable) -> None:
         )
 
 
+# AutoGraph, which finds nothing to convert here, would print that it cannot read `match`.
+@tf.autograph.experimental.do_not_convert
 def mask_gradients(
     gradients: Sequence[Gradient],
     variables: Sequence[Any],
