@@ -48,6 +48,16 @@ class OptionsOfInner(keras.optimizers.Optimizer):
         return getattr(self.inner, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # All that a `LossScaleOptimizer` does with an optimizer that it is put around:
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/loss_scale_optimizer.py#L99
+        scales = isinstance(self.inner, keras.optimizers.LossScaleOptimizer)
+        if name == "loss_scale_factor" and scales:
+            raise ValueError(
+                "A loss must be scaled once, or steps are thousands of times too small. Received: "
+                "a `LossScaleOptimizer` around a `MaskedOptimizer` that has one inside. Compile "
+                "with the `MaskedOptimizer` alone; in a stock `keras.Model` under `mixed_float16`, "
+                "which adds one, with `compile(..., auto_scale_loss=False)`."
+            )
         is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
         if not is_own and hasattr(self.inner, name):
             setattr(self.inner, name, value)

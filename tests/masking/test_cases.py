@@ -318,6 +318,32 @@ def test_a_scaler_around_a_masked_optimizer_is_taken_again_after_a_compile_that_
     assert np.flatnonzero(moved).tolist() == [1]
 
 
+@pytest.mark.parametrize("base", [keras.Model, MaskedModel])
+def test_a_loss_is_scaled_once(base):
+    bare = keras.optimizers.SGD(loss_scale_factor=8.0)
+    if keras.optimizers.LossScaleOptimizer(bare).inner_optimizer.loss_scale_factor is not None:
+        pytest.skip("In this Keras an optimizer is not told that a scaler is put around it.")
+    keras.config.set_dtype_policy("mixed_float16")
+    tables = []
+    for rows in (None, range(6)):
+        keras.utils.set_random_seed(0)
+        model, words = make_model(keras.Model if rows is None else base)
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+        options = {}
+        if rows is not None:
+            optimizer = MaskedOptimizer(optimizer, {words: rows})
+            with pytest.raises(ValueError, match="must be scaled once"):
+                keras.optimizers.LossScaleOptimizer(optimizer)
+            if base is keras.Model:
+                with pytest.raises(ValueError, match="auto_scale_loss=False"):
+                    model.compile(optimizer, loss="mse")
+                options = {"auto_scale_loss": False}
+        model.compile(optimizer, loss="mse", run_eagerly=True, **options)
+        model.train_on_batch(X, Y)
+        tables.append(words.get_weights()[0])
+    assert_same_bits(*tables, "the table")
+
+
 class TouchedRows(Kept):
     """Momentum; of the rows in slices alone, where it is given slices."""
 
