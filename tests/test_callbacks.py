@@ -277,7 +277,7 @@ def test_rows_that_a_checkpoint_of_tensorflow_restores_are_seen(tmp_path):
     model.set_trainable_rows({words: [2, 3]})
     monitor = callbacks.TrainableRowsMonitor()
     used = [callbacks.FrozenRowsCheck(), monitor, At(1, lambda: checkpoint.restore(saved))]
-    fit(model, *used, epochs=3)
+    fit(model, *used, batch_size=8)
     assert model.optimizer.trainable_rows == {"words/embeddings": Rows([0, 1], NUM_ROWS)}
     assert [row.id for row in monitor.report(count=0).rows] == [0, 1]
 
@@ -412,7 +412,32 @@ def test_training_goes_on_from_a_backup_as_if_it_had_not_stopped(base, tmp_path)
         assert_same_bits(one, other, "a weight")
 
 
-@pytest.mark.parametrize("place", [pytest.param(0, marks=pytest.mark.thorough), 1])
+def test_a_backup_holds_weights_and_not_averages(tmp_path):
+    averaging = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+    model, words = small_model(optimizer=averaging, run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    weights = words.get_weights()[0]
+    swap, backup = (
+        callbacks.SwapEMAWeights(swap_on_epoch=True),
+        callbacks.BackupAndRestore(tmp_path),
+    )
+    for each in (swap, backup):
+        each.set_params({"epochs": 3})
+        each.set_model(model)
+    swap.on_epoch_end(0)
+    averages = words.get_weights()[0]
+    assert (averages != weights).any()
+    backup.on_epoch_end(0)
+    assert_same_bits(words.get_weights()[0], averages, "what the model goes on with")
+    swap.on_epoch_begin(1)
+    words.set_weights([MATRIX])
+    backup.on_train_begin()
+    assert_same_bits(words.get_weights()[0], weights, "the backup")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("place", [0, 1], ids=["before", "after"])
 def test_training_goes_on_from_weights_and_not_from_averages_in_each_order(place, tmp_path):
     def train(*more):
         keras.utils.set_random_seed(1)
@@ -437,7 +462,10 @@ def test_a_schedule_is_what_was_given_whatever_becomes_of_what_gave_it():
     model, _ = small_model()
     schedule = callbacks.UnfreezeSchedule({0: (ids := [1])})
     ids.append(3)
-    fit(model, schedule)
+    schedule.set_model(model)
+    schedule.on_train_begin()
+    schedule.on_epoch_begin(0)
+    model.optimizer.build(model.trainable_variables)
     assert model.optimizer.trainable_rows == {"words/embeddings": Rows([1], NUM_ROWS)}
 
 
