@@ -11,7 +11,7 @@ import tensorflow as tf
 from maskedgrad.messages import shorten
 
 
-def _of_inner(name: str, doc: str) -> Any:
+def of_inner(name: str, doc: str) -> Any:
     """A property that reads and sets the property of the inner optimizer."""
 
     def set_it(optimizer: Any, value: Any) -> None:
@@ -30,9 +30,6 @@ class OptionsOfInner(keras.optimizers.Optimizer):
     """
 
     inner: Any = None
-    inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
-    iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
-    learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
 
     def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None):
         # Of a number Keras makes a variable, which a stock optimizer would load for its own.

@@ -19,6 +19,7 @@ from maskedgrad.masking.inner import (
     check_unbuilt,
     checked_inner_optimizer,
     made,
+    of_inner,
 )
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
@@ -83,6 +84,9 @@ class MaskedOptimizer(OptionsOfInner):
     [False, True, False, False, True]
     """
 
+    inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
+    iterations = of_inner("iterations", "The number of steps that the inner optimizer has made.")
+    learning_rate = of_inner("learning_rate", "The inner optimizer's learning rate.")
     around_row_changes: Any = contextlib.nullcontext  # puts weights in place of their averages
 
     def __init__(
