@@ -127,10 +127,10 @@ class MaskedTrainStep(MultiWorkerSteps):
                 optimizer.prepare(self.trainable_variables)
             # By itself Keras chooses XLA where there is a GPU, and saves what it chose.
             if optimizer.lazy and kwargs.get("jit_compile", [*args, *["auto"] * 7][6]) == "auto":
-                if len(args) > 6:
-                    args = (*args[:6], False, *args[7:])
-                else:
-                    kwargs["jit_compile"] = False
+                args, kwargs = _with_false("jit_compile", 6, args, kwargs)
+            if isinstance(optimizer.inner_optimizer, keras.optimizers.LossScaleOptimizer):
+                # Else Keras adds a second one under `mixed_float16`.
+                args, kwargs = _with_false("auto_scale_loss", 7, args, kwargs)
             super().compile(optimizer, *args, **kwargs)
             if self.optimizer is not optimizer:  # Keras has added a loss scaler
                 self.optimizer = masked_outermost(self.optimizer)
@@ -214,6 +214,12 @@ class MaskedTrainStep(MultiWorkerSteps):
 
     @override
     def make_train_function(self, force: bool = False) -> None:
+        if not isinstance(self.optimizer, (MaskedOptimizer, type(None))):
+            raise ValueError(
+                "The optimizer of a masked model must be a `MaskedOptimizer`, or every row would "
+                f"train. Received: {self.optimizer!r}, which was assigned to `optimizer` of the "
+                f"model {self.name!r}. Give optimizers to `compile`."
+            )
         # The function renews itself if it was traced for another number of rows than train now.
         made = self.train_function
         super().make_train_function(force=force)
@@ -334,6 +340,15 @@ class MaskedModel(MaskedTrainStep, keras.Model):
 @keras.saving.register_keras_serializable(package="maskedgrad")
 class MaskedFunctional(MaskedModel):
     """What `MaskedModel(inputs, outputs)` makes, as `keras.Model` makes a functional model."""
+
+
+def _with_false(
+    name: str, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of which the one that has this name, and this place, is False."""
+    if len(args) > place:
+        return (*args[:place], False, *args[place + 1 :]), kwargs
+    return args, {**kwargs, name: False}
 
 
 def _with_rows(

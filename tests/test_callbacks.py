@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -268,6 +269,19 @@ def test_what_is_assigned_between_two_trainings_is_not_a_change():
     fit(model, check)
 
 
+def test_rows_that_a_checkpoint_of_tensorflow_restores_are_seen(tmp_path):
+    model, words = small_model(ids=[0, 1], run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+    saved = checkpoint.save(str(tmp_path / "saved"))
+    model.set_trainable_rows({words: [2, 3]})
+    monitor = callbacks.TrainableRowsMonitor()
+    used = [callbacks.FrozenRowsCheck(), monitor, At(1, lambda: checkpoint.restore(saved))]
+    fit(model, *used, batch_size=8)
+    assert model.optimizer.trainable_rows == {"words/embeddings": Rows([0, 1], NUM_ROWS)}
+    assert [row.id for row in monitor.report(count=0).rows] == [0, 1]
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_rows_that_trained_in_between_are_compared_from_then_on(base):
     model, words = small_model(base, ids=[0, 1])
@@ -396,6 +410,63 @@ def test_training_goes_on_from_a_backup_as_if_it_had_not_stopped(base, tmp_path)
         resumed = train(callbacks.BackupAndRestore(tmp_path))
     for one, other in zip(uninterrupted.get_weights(), resumed.get_weights(), strict=True):
         assert_same_bits(one, other, "a weight")
+
+
+def test_a_backup_holds_weights_and_not_averages(tmp_path):
+    averaging = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+    model, words = small_model(optimizer=averaging, run_eagerly=True)
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    weights = words.get_weights()[0]
+    swap, backup = (
+        callbacks.SwapEMAWeights(swap_on_epoch=True),
+        callbacks.BackupAndRestore(tmp_path),
+    )
+    for each in (swap, backup):
+        each.set_params({"epochs": 3})
+        each.set_model(model)
+    swap.on_epoch_end(0)
+    averages = words.get_weights()[0]
+    assert (averages != weights).any()
+    backup.on_epoch_end(0)
+    assert_same_bits(words.get_weights()[0], averages, "what the model goes on with")
+    swap.on_epoch_begin(1)
+    words.set_weights([MATRIX])
+    backup.on_train_begin()
+    assert_same_bits(words.get_weights()[0], weights, "the backup")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("place", [0, 1], ids=["before", "after"])
+def test_training_goes_on_from_weights_and_not_from_averages_in_each_order(place, tmp_path):
+    def train(*more):
+        keras.utils.set_random_seed(1)
+        averaging = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9)
+        model, _ = small_model(optimizer=averaging, run_eagerly=True)
+        used = [callbacks.SwapEMAWeights(swap_on_epoch=True)]
+        used.insert(place, callbacks.BackupAndRestore(tmp_path))
+        fit(model, *used, *more)
+        return model
+
+    def crash():
+        raise InterruptedError
+
+    uninterrupted = train()
+    with pytest.raises(InterruptedError):
+        train(At(1, crash))
+    for one, other in zip(uninterrupted.get_weights(), train().get_weights(), strict=True):
+        assert_same_bits(one, other, "a weight")
+
+
+def test_a_schedule_is_what_was_given_whatever_becomes_of_what_gave_it():
+    model, _ = small_model()
+    schedule = callbacks.UnfreezeSchedule({0: (ids := [1])})
+    ids.append(3)
+    schedule.set_model(model)
+    schedule.on_train_begin()
+    schedule.on_epoch_begin(0)
+    model.optimizer.build(model.trainable_variables)
+    assert model.optimizer.trainable_rows == {"words/embeddings": Rows([1], NUM_ROWS)}
 
 
 @pytest.mark.parametrize(

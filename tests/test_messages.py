@@ -75,6 +75,12 @@ def layer_of_keras_2():
     return type("Embedding", (base,), {"trainable_weights": (), "__module__": "__main__"})()
 
 
+def build_on_variables_of_tensorflow():
+    words = keras.layers.Embedding(5, 2, name="words")
+    words.build()
+    MaskedOptimizer("sgd", {words: [1]}).build([words.embeddings.value])
+
+
 def patch(rows=(1,)):
     values = np.ones((len(rows), 2), "float32")
     return RowPatch(TablePatch("words/embeddings", Rows(list(rows), 5), values, None, "0" * 64))
@@ -319,6 +325,10 @@ CASES = {
     "variables of TensorFlow": (
         lambda: mask_gradients([ONE], [tf.Variable(ONE, name="table")], {"table": [1]}),
         (ValueError, "variables that are trained", "'table' matches none", "no `keras.Variable`"),
+    ),
+    "variables of TensorFlow for those of a layer": (
+        build_on_variables_of_tensorflow,
+        (ValueError, "is not among the variables", "'words/embeddings'", "model.trainable_var"),
     ),
     "no gradients": (
         lambda: mask_gradients(None, variables(), {"table": [1]}),

@@ -515,6 +515,17 @@ def test_a_compile_that_is_refused_changes_nothing():
     assert model.loss == "mse"
 
 
+def test_an_optimizer_that_masks_nothing_is_refused_where_it_is_assigned_too():
+    words = keras.layers.Embedding(5, 2)
+    model = MaskedModel(inputs := keras.Input((3,)), words(inputs))
+    model.compile("adam", loss="mse", trainable_rows={words: [1]})
+    before = words.get_weights()[0]
+    model.optimizer = keras.optimizers.SGD()
+    with pytest.raises(ValueError, match="must be a `MaskedOptimizer`"):
+        model.fit(np.array([[0, 1, 2]]), np.ones((1, 3, 2)), verbose=0)
+    assert_same_bits(words.get_weights()[0], before, "the table")
+
+
 @pytest.mark.parametrize("as_given", [lambda one: one, lambda one: [[one]]], ids=["bare", "nested"])
 def test_callbacks_may_be_nested_as_in_keras(as_given):
     words = keras.layers.Embedding(5, 2)

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from maskedgrad.distribute.workers import difference, is_chief, spans_workers, worker_index
 from maskedgrad.files import FilePath, checked_path, opened_hdf5, sync
+from maskedgrad.masking.of_model import masked_optimizer_in
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -84,7 +85,10 @@ class BackupAndRestore(keras.callbacks.Callback):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name("next.weights.h5")
-        self.model.save_weights(beside, overwrite=True)
+        optimizer = masked_optimizer_in(self.model.optimizer)
+        # A training does not go on from averages, which `SwapEMAWeights` may have put in place.
+        with optimizer.around_row_changes() if optimizer else contextlib.nullcontext():
+            self.model.save_weights(beside, overwrite=True)
         with h5py.File(beside, "a") as backup:
             backup.attrs["epoch"] = epoch + 1
         sync(beside)

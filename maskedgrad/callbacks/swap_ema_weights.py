@@ -110,13 +110,12 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def _with_weights(self) -> Iterator[None]:
-        """A context in which the model holds its weights. If it fails, the averages come back."""
+        """A context in which the model holds its weights, and after which its averages."""
         self._hold_averages(False)
         try:
             yield
-        except BaseException:
+        finally:
             self._hold_averages(True)
-            raise
 
     def _keep_averages(self) -> None:
         """Makes the averages the weights, so that none are swapped."""

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
 from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 
 
@@ -36,6 +37,7 @@ class FollowsRows(keras.callbacks.Callback):
     """
 
     _num_row_changes: int | None = None
+    _rows: Sequence[Rows] = ()
 
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
         """Takes note of the rows that train now. A class that is derived from this one defines it.
@@ -56,7 +58,7 @@ class FollowsRows(keras.callbacks.Callback):
 
     @override
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._look()
+        self._look(closely=True)
 
     @override
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -64,15 +66,18 @@ class FollowsRows(keras.callbacks.Callback):
 
     @override
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._look()
+        self._look(closely=True)
 
-    def _look(self) -> None:
+    def _look(self, closely: bool = False) -> None:
         optimizer = masked_optimizer_of(self)
         now, before = optimizer.num_row_changes, self._num_row_changes
         # Until the optimizer is built, its rows change without being counted.
-        if now == before and optimizer.built:
+        if now == before and optimizer.built and not closely:
             return
         tables = masked_tables(self.model)
-        if tables:
-            self.rows_chosen(tables, None if before is None else now - before)
-            self._num_row_changes = now
+        rows = [table.rows for table in tables]
+        if tables and (now != before or not optimizer.built or rows != self._rows):
+            # Nor are those that a checkpoint of TensorFlow restores, perhaps some steps ago.
+            unseen = 2 if now == before else now - (before or 0)
+            self.rows_chosen(tables, None if before is None else unseen)
+            self._num_row_changes, self._rows = now, rows

@@ -9,6 +9,7 @@ from typing_extensions import override
 from maskedgrad.callbacks.tables import masked_optimizer_of
 from maskedgrad.masking.of_model import masked_tables
 from maskedgrad.rows import RowsLike, TrainableRows
+from maskedgrad.rows.asked import copied
 from maskedgrad.rows.rows import canonical
 from maskedgrad.rows.targets import describe, named
 
@@ -56,7 +57,7 @@ class UnfreezeSchedule(keras.callbacks.Callback):
     def __init__(self, schedule: Mapping[int, RowsLike | TrainableRows]):
         super().__init__()
         _check_schedule(schedule)
-        self._schedule = {epoch: schedule[epoch] for epoch in sorted(schedule)}
+        self._schedule = copied({epoch: schedule[epoch] for epoch in sorted(schedule)})
         self._has_begun = False
 
     @override

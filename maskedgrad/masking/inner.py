@@ -11,6 +11,57 @@ import tensorflow as tf
 from maskedgrad.messages import shorten
 
 
+def of_inner(name: str, doc: str) -> Any:
+    """A property that reads and sets the property of the inner optimizer."""
+
+    def set_it(optimizer: Any, value: Any) -> None:
+        # Keras sets some while the optimizer is made, before there is an inner one.
+        if optimizer.inner is not None:
+            setattr(optimizer.inner, name, value)
+
+    return property(lambda optimizer: getattr(optimizer.inner, name), set_it, doc=doc)
+
+
+class OptionsOfInner(keras.optimizers.Optimizer):
+    """An optimizer around another, with the options of that one: to read, and to set.
+
+    Each optimizer has some of its own, such as `momentum`. Without this, what is set on the
+    optimizer of a model, as Keras allows it, would have no effect.
+    """
+
+    inner: Any = None
+
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None):
+        # Of a number Keras makes a variable, which a stock optimizer would load for its own.
+        super().__init__(learning_rate=lambda: 0.0, name=name)
+        for option in [each for each in vars(self) if not each.startswith("_")]:
+            if option not in {"name", "built"}:
+                delattr(self, option)
+        self.inner = inner_optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # All that a `LossScaleOptimizer` does with an optimizer that it is put around:
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/loss_scale_optimizer.py#L99
+        scales = isinstance(self.inner, keras.optimizers.LossScaleOptimizer)
+        if name == "loss_scale_factor" and scales:
+            raise ValueError(
+                "A loss must be scaled once, or steps are thousands of times too small. Received: "
+                "a `LossScaleOptimizer` around a `MaskedOptimizer` that has one inside. Compile "
+                "with the `MaskedOptimizer` alone; in a stock `keras.Model` under `mixed_float16`, "
+                "which adds one, with `compile(..., auto_scale_loss=False)`."
+            )
+        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if not is_own and hasattr(self.inner, name):
+            setattr(self.inner, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 def nested_optimizers(optimizer: Any) -> Iterator[Any]:
     """The optimizer, and those that it wraps at any depth."""
     yield optimizer

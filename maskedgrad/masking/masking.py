@@ -11,12 +11,11 @@ import tensorflow as tf
 from maskedgrad.distribute.one_device import apply_alone
 from maskedgrad.distribute.workers import check_workers_agree, spans_workers
 from maskedgrad.masking.compact import CompactTable, StepRows
-from maskedgrad.masking.gradients import Gradient
 from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
 from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.asked import Asked
-from maskedgrad.rows.gradients import check_shape
+from maskedgrad.rows.gradients import Gradient, check_shape
 from maskedgrad.rows.targets import MaskedTable
 from maskedgrad.version import __version__
 
@@ -47,9 +46,10 @@ class Masking:
         self.variables = list(asked.variables or [])
         self._state = RowState(inner_optimizer, self.variables, tables, asked.is_lazy)
         rated = {id(table.variable) for table, _ in asked.rated(self.variables)}
-        self.tables = [
-            CompactTable(table, id(table.variable) in rated, asked.is_lazy) for table in tables
-        ]
+        with keras.name_scope(inner_optimizer.name):  # so that paths tell optimizers apart
+            self.tables = [
+                CompactTable(table, id(table.variable) in rated, asked.is_lazy) for table in tables
+            ]
         if asked.decay_exclusions is not None:
             var_list, var_names = asked.decay_exclusions
             for optimizer in nested_optimizers(inner_optimizer):
@@ -102,7 +102,15 @@ class Masking:
     def compact_variables(self, variables: Iterable[Any]) -> list[Any]:
         """The same variables, with a compact one in the place of each table."""
         compact = {id(table.variable): table.compact for table in self.tables}
-        return [compact.get(id(variable), variable) for variable in variables]
+        return [compact.get(id(variable), variable) for variable in self._known(variables)]
+
+    def _known(self, variables: Iterable[Any]) -> list[Any]:
+        """The same variables, with each table in the place of TensorFlow's variable that it holds.
+
+        Keras takes that for the table too, and without this it would train whole.
+        """
+        known = {id(table.variable.value): table.variable for table in self.tables}
+        return [known.get(id(variable), variable) for variable in variables]
 
     def step(self, gradients: Sequence[Gradient], variables: Sequence[Any]) -> None:
         """Lets the inner optimizer make a step on trainable rows, and on all other variables.
@@ -111,6 +119,7 @@ class Masking:
             gradients: of `variables`.
             variables: what is to be trained, tables among it.
         """
+        variables = self._known(variables)
         given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
         for table in self.tables:
             check_shape(given.get(id(table.variable)), table.variable)

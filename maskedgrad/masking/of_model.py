@@ -11,28 +11,35 @@ from maskedgrad.rows.targets import MaskedTable
 def masked_optimizer_in(optimizer: Any) -> Any:
     """The `MaskedOptimizer` that `optimizer` is, or wraps at any depth; `None` if there is none."""
     while optimizer is not None and not isinstance(optimizer, MaskedOptimizer):
-        optimizer = getattr(optimizer, "inner_optimizer", None)
+        around = getattr(optimizer, "masked_optimizer_around", None)
+        optimizer = around() if around else getattr(optimizer, "inner_optimizer", None)
     return optimizer
 
 
 def masked_outermost(optimizer: Any) -> MaskedOptimizer:
-    """The `MaskedOptimizer` in `optimizer`, with a loss scaler that was around it inside.
+    """The `MaskedOptimizer` in `optimizer`, with a loss scaler that is around it moved inside.
+
+    One that is there already, since a model was compiled with it before, stays.
 
     Raises:
         ValueError: another optimizer is around it, or it is built.
     """
     masked = masked_optimizer_in(optimizer)
-    if optimizer is masked:
+    if optimizer is masked or optimizer is masked.inner_optimizer:
         return masked
-    is_scaler = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if not is_scaler or optimizer.inner_optimizer is not masked or masked.built or optimizer.built:
+    is_around = getattr(optimizer, "inner_optimizer", None) is masked and not optimizer.built
+    is_scaled = isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer)
+    can_move = is_around and isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if not can_move or (masked.built and not is_scaled):
         raise ValueError(
             "No optimizer can be around a `MaskedOptimizer` but a `LossScaleOptimizer` that is not "
             f"built: it would see frozen rows. Received: {type(optimizer).__name__} around it. "
             "Put it inside: `MaskedOptimizer(Other(inner_optimizer), trainable_rows)`."
         )
-    if not isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer):
+    if not is_scaled:
         optimizer.inner_optimizer, masked.inner = masked.inner, optimizer
+        # Who made the scaler may compile with it again. Keras does not look into a function.
+        optimizer.masked_optimizer_around = lambda: masked
     return masked
 
 

@@ -13,15 +13,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.gradients import Gradient
-from maskedgrad.masking.inner import check_backend, check_unbuilt, checked_inner_optimizer, made
+from maskedgrad.masking.inner import (
+    OptionsOfInner,
+    check_backend,
+    check_unbuilt,
+    checked_inner_optimizer,
+    made,
+    of_inner,
+)
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
 from maskedgrad.masking.variables import read_sparsely, read_whole_if_tied, reads_sparsely
 from maskedgrad.rows import AlongAxis, MaskedTable, RowLearningRates, TrainableRows
 from maskedgrad.rows.asked import Asked
-from maskedgrad.rows.gradients import check_number
+from maskedgrad.rows.gradients import Gradient, check_number
 from maskedgrad.rows.saved import (
     decode_row_learning_rates,
     decode_trainable_rows,
@@ -31,19 +37,8 @@ from maskedgrad.rows.saved import (
 from maskedgrad.rows.targets import check_same_tables, variables_before_build
 
 
-def _of_inner(name: str, doc: str) -> Any:
-    """A property that reads and sets the property of the inner optimizer."""
-
-    def set_it(optimizer: Any, value: Any) -> None:
-        # Keras sets some while the optimizer is made, before there is an inner one.
-        if optimizer.inner_optimizer is not None:
-            setattr(optimizer.inner_optimizer, name, value)
-
-    return property(lambda optimizer: getattr(optimizer.inner_optimizer, name), set_it, doc=doc)
-
-
 @keras.saving.register_keras_serializable(package="maskedgrad")
-class MaskedOptimizer(keras.optimizers.Optimizer):
+class MaskedOptimizer(OptionsOfInner):
     """Trains chosen rows of chosen tables, and everything else as usual.
 
     Equivalent to the inner optimizer on a model in which each named table
@@ -89,13 +84,10 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     [False, True, False, False, True]
     """
 
-    inner: Any = None
     inner_optimizer = property(lambda optimizer: optimizer.inner, doc="The wrapped optimizer.")
-    iterations = _of_inner("iterations", "The number of steps that the inner optimizer has made.")
-    learning_rate = _of_inner("learning_rate", "The inner optimizer's learning rate.")
+    iterations = of_inner("iterations", "The number of steps that the inner optimizer has made.")
+    learning_rate = of_inner("learning_rate", "The inner optimizer's learning rate.")
     around_row_changes: Any = contextlib.nullcontext  # puts weights in place of their averages
-    loss_scale_factor = _of_inner("loss_scale_factor", "The inner optimizer's loss scale factor.")
-    optimizers = _of_inner("optimizers", "Those of an inner `MultiOptimizer`, set one by one.")
 
     def __init__(
         self,
@@ -108,9 +100,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
         check_backend()
         inner_optimizer = checked_inner_optimizer(inner_optimizer, MaskedOptimizer)
         asked = Asked(trainable_rows, row_learning_rates, is_lazy=lazy)
-        # Of a number Keras makes a variable, which a stock optimizer would load for its own.
-        super().__init__(learning_rate=lambda: 0.0, name=name)
-        self.inner = inner_optimizer
+        super().__init__(inner_optimizer, name)
         # A function that builds the optimizer looks up rows before that, sparsely too.
         for target, _ in asked.rows:
             for table in variables_before_build(target):
@@ -355,8 +345,7 @@ class MaskedOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """A JSON value from which `from_config` makes the same optimizer, without its state."""
         asked = self._asked
-        if self._masking is not None:
-            rows = {table: table.rows for table in self._masking.masked_tables()}
+        if rows := {table: table.rows for table in self.masked_tables()}:
             asked = asked.but(trainable_rows=rows)
         return {
             "name": self.name,

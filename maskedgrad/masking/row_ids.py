@@ -71,7 +71,8 @@ class RowIds(keras.Layer):
             return  # the state of a stock optimizer, of which the inner one warns
         config = json.loads(np.asarray(store["tables"], np.uint8).tobytes())
         masked, saved = self._masked(), decode_trainable_rows(config)
-        tables = check_same_tables(resolve(named(saved), self._variables()), masked)
+        requests = named(saved) if saved else []  # of an optimizer whose table was frozen whole
+        tables = check_same_tables(resolve(requests, self._variables()), masked)
         for number, (now, table) in enumerate(zip(masked, tables, strict=True)):
             name = f"learning_rates_{number}"
             if (name in names) != (now.learning_rates is not None):

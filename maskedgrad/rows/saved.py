@@ -63,11 +63,17 @@ def saved_table(
 def find_saved(saved: SavedTable, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     """The variables that a config speaks of: one, or those of the one layer that it names.
 
+    None where the table does not train any more, since it was frozen whole or
+    quantized: an optimizer trains the variables that it was built on, and this
+    is not among them, nor one that could be it.
+
     Raises:
         ValueError: what is saved and what is found do not agree, or leave a
             choice. It shows both.
     """
     found = _find(saved, variables)
+    if not found and _trains_no_more(saved, variables):
+        return []
     if not found:
         among = "" if saved.place is None else f", number {saved.place} of {saved.num_variables}"
         what = f"the path {saved.path!r}" if saved.path else f"a layer {saved.layer!r}"
@@ -200,6 +206,20 @@ def _find(saved: SavedTable, variables: Sequence[keras.Variable]) -> list[keras.
     if len(alike) > 1 and saved.place is None and not _has_counter(saved.path):
         return _only(same_path)
     return _only(alike)
+
+
+def _trains_no_more(saved: SavedTable, variables: Sequence[keras.Variable]) -> bool:
+    """Whether fewer variables are trained than were, and none has a path or rows like the table."""
+
+    def row_of(shape: Sequence[int]) -> tuple[int, ...]:
+        place = (saved.axis or 0) % max(len(shape), 1)
+        return (len(shape), *shape[:place], *shape[place + 1 :])
+
+    trains_fewer = saved.place is not None and len(variables) < (saved.num_variables or 0)
+    return trains_fewer and not any(
+        row_of(tuple(v.shape)) == row_of(saved.shape or ()) or _are_alike(v.path, saved.path)
+        for v in variables
+    )
 
 
 def _of_layer(saved: SavedTable, variables: Sequence[keras.Variable]) -> list[keras.Variable]:

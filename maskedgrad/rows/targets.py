@@ -364,6 +364,7 @@ def _variables_of(name: Named, variables: Sequence[keras.Variable]) -> list[kera
             raise ValueError(
                 f"The table of {describe(name.given)}, {table.path!r}, is not among the variables "
                 f"that are trained{listing(variables)}Is it the layer that the model uses, "
-                "and is every layer and model around it trainable?"
+                "and is every layer and model around it trainable? A variable that is no "
+                "`keras.Variable` is not among them: give `model.trainable_variables`."
             )
     return found

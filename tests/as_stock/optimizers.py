@@ -82,6 +82,15 @@ for name, arguments in SCHEDULES.items():
 
 
 @situation
+def options_that_are_read_and_set_on_the_optimizer_of_a_model(way):
+    model = way.small(keras.optimizers.SGD(0.1, momentum=0.5))
+    optimizer = model.optimizer
+    read = optimizer.momentum, optimizer.weight_decay, optimizer.use_ema
+    optimizer.weight_decay, optimizer.clipvalue, optimizer.nesterov = 0.5, 0.01, True
+    return read, fitted(model), optimizer.weight_decay, hasattr(optimizer, "beta_1")
+
+
+@situation
 def a_learning_rate_that_is_called(way):
     model = way.small(keras.optimizers.Adam(lambda: 0.1))
     fitted(model)

@@ -174,6 +174,26 @@ def a_scaled_loss_that_overflows(way):
     return fitted(way.small(scaler, run_eagerly=False, loss=overflowing))
 
 
+@situation
+def a_loss_scaler_that_is_compiled_with_again(way):
+    model = way.small("sgd")
+    scaler = keras.optimizers.LossScaleOptimizer(way.optimizer("sgd"), initial_scale=8.0)
+    for loss in ("mse", "mae"):
+        model.compile(scaler, loss=loss, run_eagerly=True)
+        model.fit(X, Y, verbose=0, shuffle=False)
+    return model.get_weights(), scaler.dynamic_scale
+
+
+@situation
+def mixed_float16_with_an_optimizer_that_is_compiled_with_again(way):
+    keras.config.set_dtype_policy("mixed_float16")
+    model, optimizer = way.small("sgd"), way.optimizer("sgd")
+    for loss in ("mse", "mae"):
+        model.compile(optimizer, loss=loss, run_eagerly=True)
+        model.fit(X, Y, verbose=0, shuffle=False)
+    return model.get_weights()
+
+
 @rare_situation
 def a_loss_scaler_by_hand(way):
     model = way.small(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))

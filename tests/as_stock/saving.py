@@ -83,6 +83,32 @@ def a_model_that_is_saved_before_it_trains(way):
     return fitted(keras.saving.load_model(way.folder / "model.keras"))
 
 
+def quantized(model):
+    model.quantize("int8")
+
+
+def frozen(model):
+    model.get_layer("words").trainable = False
+    model.compile(model.optimizer, loss="mse", run_eagerly=True)
+
+
+for change in (quantized, frozen):
+
+    def saved_twice(way, change=change):
+        """A model whose table trains no more; its copies predict, train and are saved again."""
+        model, results = trained(way), []
+        change(model)
+        for number in range(2):
+            path = way.folder / f"model_{number}.keras"
+            model.save(path)
+            model = keras.saving.load_model(path)
+            model.run_eagerly = True
+            results += [model.predict(X, verbose=0), fitted(model)]
+        return results
+
+    entered(f"a_model_that_is_{change.__name__}_after_training_and_saved", saved_twice)
+
+
 @situation
 def a_legacy_h5_file_and_a_keras_file_after_it(way):
     # Keras takes the optimizer out of the compile config as it writes the first.

@@ -305,6 +305,49 @@ def test_an_optimizer_around_a_masked_one_is_refused_unless_it_scales_the_loss(n
     assert isinstance(masked.inner_optimizer, keras.optimizers.LossScaleOptimizer)
 
 
+def test_a_scaler_around_a_masked_optimizer_is_taken_again_after_a_compile_that_was_refused():
+    model, words = make_model()
+    scaler = keras.optimizers.LossScaleOptimizer(masked := MaskedOptimizer("sgd", {words: [1]}))
+    with pytest.raises(TypeError, match="los"):
+        model.compile(scaler, los="mse")
+    model.compile(scaler, loss="mse")
+    assert model.optimizer is masked
+    assert masked.inner_optimizer is scaler
+
+
+def test_a_second_loss_scaler_is_refused():
+    bare = keras.optimizers.SGD(loss_scale_factor=8.0)
+    if keras.optimizers.LossScaleOptimizer(bare).inner_optimizer.loss_scale_factor is not None:
+        pytest.skip("In this Keras an optimizer is not told that a scaler is put around it.")
+    keras.config.set_dtype_policy("mixed_float16")
+    model, words = make_model(keras.Model)
+    scaler = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    optimizer = MaskedOptimizer(scaler, {words: [1]})
+    with pytest.raises(ValueError, match="must be scaled once"):
+        keras.optimizers.LossScaleOptimizer(optimizer)
+    with pytest.raises(ValueError, match="auto_scale_loss=False"):
+        model.compile(optimizer, loss="mse")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("base", "options"), [(keras.Model, {"auto_scale_loss": False}), (MaskedModel, {})]
+)
+def test_a_loss_scaler_inside_scales_the_loss_as_in_stock_keras(base, options):
+    keras.config.set_dtype_policy("mixed_float16")
+    tables = []
+    for is_masked in (False, True):
+        keras.utils.set_random_seed(0)
+        model, words = make_model(base if is_masked else keras.Model)
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+        if is_masked:
+            optimizer = MaskedOptimizer(optimizer, {words: range(6)})
+        model.compile(optimizer, loss="mse", run_eagerly=True, **(options if is_masked else {}))
+        model.train_on_batch(X, Y)
+        tables.append(words.get_weights()[0])
+    assert_same_bits(*tables, "the table")
+
+
 class TouchedRows(Kept):
     """Momentum; of the rows in slices alone, where it is given slices."""
 

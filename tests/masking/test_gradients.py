@@ -83,6 +83,20 @@ def test_masked_gradients_are_of_the_same_kind_and_hold_trainable_rows_only(data
         assert not masked.numpy()[table.frozen].any()
 
 
+def test_gradients_are_masked_in_a_function_without_a_word_of_autograph(caplog):
+    table = keras.Variable(np.ones((4, 2), "float32"), name="table")
+    caplog.set_level("WARNING", logger="tensorflow")
+    tf.get_logger().addHandler(caplog.handler)  # it hands nothing on
+    try:
+        masked = tf.function(lambda g: mask_gradients([g], [table], {"table": [1]}))(
+            tf.ones((4, 2))
+        )
+    finally:
+        tf.get_logger().removeHandler(caplog.handler)
+    assert masked[0].numpy()[:, 0].tolist() == [0, 1, 0, 0]
+    assert "AutoGraph" not in caplog.text
+
+
 @pytest.mark.parametrize("num_gradients", [0, 2])
 def test_gradients_and_variables_must_be_of_one_length(num_gradients):
     table = keras.Variable([[1.0], [2.0]], name="table")

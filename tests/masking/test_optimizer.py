@@ -113,6 +113,58 @@ def test_a_step_starts_from_what_the_table_holds_now():
     assert (layer.embeddings.numpy() == 7).all()
 
 
+@pytest.mark.parametrize(
+    "cls", [keras.optimizers.SGD, pytest.param(keras.optimizers.Adam, marks=pytest.mark.thorough)]
+)
+def test_a_variable_of_tensorflow_stands_for_the_table_that_holds_it(cls):
+    tables = []
+    for of_keras in (True, False):
+        layer, other = built_layer(embeddings_initializer="ones"), kernel()
+        optimizer = MaskedOptimizer(cls(weight_decay=0.1), {layer: IDS})
+        optimizer.build([layer.embeddings, other])
+        given = [layer.embeddings, other] if of_keras else [layer.embeddings.value, other.value]
+        optimizer.apply_gradients(zip(dense_gradients(*given), given, strict=True))
+        tables.append([layer.embeddings, other])
+    for ours, expected in zip(tables[1], tables[0], strict=True):
+        assert_same_bits(ours, expected, "a variable")
+    moved = (tables[1][0].numpy() != 1).any(axis=1)
+    assert np.flatnonzero(moved).tolist() == IDS
+
+
+ROWS_THAT_ARE_CHANGED_LATER = {
+    "ids": (lambda: [1, 4], lambda ids: ids.append(2)),
+    "mask": (lambda: np.arange(6) % 3 == 1, lambda mask: mask.fill(True)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS_THAT_ARE_CHANGED_LATER)
+def test_rows_are_those_that_were_given_whatever_becomes_of_what_gave_them(name):
+    make, change = ROWS_THAT_ARE_CHANGED_LATER[name]
+    layer, rows, rates = built_layer(), make(), np.ones(6)
+    given, given_rates = {layer: rows}, {layer: {0.5: (rated := [1])}}
+    optimizer = MaskedOptimizer("sgd", given, row_learning_rates=given_rates)
+    by_array = MaskedOptimizer("sgd", given, row_learning_rates={layer: rates})
+    change(rows)
+    rated.append(4)
+    rates[1] = 0.0
+    given[layer] = [0]
+    by_rows, by_array = (
+        each.masked_tables([layer.embeddings])[0] for each in (optimizer, by_array)
+    )
+    assert by_rows.rows == by_array.rows == Rows(IDS, 6)
+    assert by_rows.learning_rates.tolist() == [0.5, 1.0]
+
+
+def test_the_paths_of_all_state_begin_with_the_name_of_the_inner_optimizer():
+    # Keras finds state in a state tree by its path: of another optimizer it finds all, or none.
+    layer = built_layer()
+    inner = keras.optimizers.Adam(name="of_words")
+    rates = {layer: {0.5: [1]}}
+    optimizer = MaskedOptimizer(inner, {layer: IDS}, row_learning_rates=rates)
+    optimizer.build([layer.embeddings])
+    assert {variable.path.split("/")[0] for variable in optimizer.variables} == {"of_words"}
+
+
 def test_no_gradients_at_all_is_no_step():
     layer = built_layer()
     optimizer = MaskedOptimizer("sgd", {layer: IDS})

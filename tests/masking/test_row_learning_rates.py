@@ -154,6 +154,17 @@ def test_a_number_for_each_of_many_rows_takes_no_quadratic_time():
     assert variable.numpy()[5, 0] == np.float32(1) + np.float32(rates[5]) * np.float32(-1)
 
 
+def test_a_config_says_the_rates_of_a_layer_that_was_frozen_whole_since():
+    words = keras.layers.Embedding(5, 2)
+    words.build()
+    rates = {words: {0.5: [1], 2.0: [4]}}
+    optimizer = MaskedOptimizer("adam", {words: [1, 4]}, row_learning_rates=rates)
+    optimizer.build([words.embeddings])
+    before = optimizer.get_config()
+    words.trainable = False
+    assert optimizer.get_config() == before
+
+
 def test_final_values_are_set_whole():
     variable = keras.Variable(np.ones((2, 1), "float32"), name="table")
     averaging = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)

@@ -95,6 +95,29 @@ def test_a_saved_table_that_is_not_found_beyond_doubt_is_refused(variables, foun
 
 
 @pytest.mark.parametrize(
+    ("found", "is_refused"),
+    [
+        ([("a/b", ())], False),  # it was frozen whole, or quantized
+        ([("a/b", ()), ("head/kernel", (4, 3))], False),
+        ([], False),
+        ([("a/b", ()), ("terms/table", (9, 2))], True),  # which may be it, of other rows
+        ([("a/b", ()), ("words/table", (4, 3))], True),  # of its path
+        ([("a/b", ()), ("head/kernel", (4, 3)), ("head/bias", ())], True),  # as many as were
+    ],
+)
+def test_a_saved_table_that_trains_no_more_is_left_out_where_nothing_can_be_it(
+    variables, found, is_refused
+):
+    saved, found = saved_of(variables, 0, [1]), [variable(*each) for each in found]
+    assert len(variables) == 3
+    if is_refused:
+        with pytest.raises(ValueError, match="beyond doubt"):
+            resolve(named(saved), found)
+    else:
+        assert resolve(named(saved), found) == []
+
+
+@pytest.mark.parametrize(
     ("trainable_rows", "error", "message"),
     [
         ({"nothing": [1]}, ValueError, r"matches none(.|\n)*words/table  \(5, 2\)"),
