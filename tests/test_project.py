@@ -121,6 +121,7 @@ LINKED = {
     ("keras", "keras/src/models/model.py"): "inject_functional_model_class",
     ("keras", "keras/src/ops/operation.py"): "_inbound_nodes",
     ("keras", "keras/src/optimizers/base_optimizer.py"): "moving_average|not_first_step",
+    ("keras", "keras/src/optimizers/loss_scale_optimizer.py"): "loss_scale_factor = None",
     ("keras", "keras/src/saving/saving_lib.py"): "sorted",
     ("tensorflow", "tensorflow/python/distribute/distribute_lib.py"): "all_reduce|grad",
     ("tensorflow", "tensorflow/python/ops/array_ops.py"): "sparse_read",

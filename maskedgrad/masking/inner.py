@@ -46,7 +46,7 @@ class OptionsOfInner(keras.optimizers.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # All that a `LossScaleOptimizer` does with an optimizer that it is put around:
-        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/loss_scale_optimizer.py#L99
+        # https://github.com/keras-team/keras/blob/v3.15.1/keras/src/optimizers/loss_scale_optimizer.py#L101
         scales = isinstance(self.inner, keras.optimizers.LossScaleOptimizer)
         if name == "loss_scale_factor" and scales:
             raise ValueError(
