@@ -16,6 +16,15 @@ from tests.test_graph import large_operations
 NUM_ROWS, WIDTH = 11, 3
 
 
+@pytest.fixture(autouse=True)
+def _products_as_they_are_written():
+    """TensorFlow groups factors anew by their sizes, which are not those of all slices."""
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    yield
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, **before})
+
+
 def numbers(*shape):
     return tf.constant(np.random.default_rng(len(shape)).normal(size=shape).astype("float32"))
 
