@@ -210,6 +210,23 @@ def test_a_file_of_several_records_may_be_one_of_fewer_and_a_word_may_be_any():
         assert report.found == (word,)
 
 
+@pytest.mark.parametrize("numbers", [b"0\n\0\0", b"0\nab", b"0\na\n"])
+def test_a_few_binary_vectors_may_look_like_rows_of_text(tmp_path, numbers):
+    path = tmp_path / "vectors.bin"
+    path.write_bytes(b"1 1\n0 " + numbers)
+    matrix, _ = load_vectors(path, ["", "0"], initializer="zeros")
+    assert matrix[1].tobytes() == numbers
+
+
+@pytest.mark.parametrize("row", [b"a 1.25", b"ab 1.5 2.25", b"a b 1.5 2.25"])
+def test_text_whose_last_line_may_be_cut_off_is_no_binary(tmp_path, row):
+    """Though its bytes are as many as those of the vectors that its header speaks of."""
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(b"1 %d\n%s" % (row.count(b"."), row))
+    with pytest.raises(ValueError, match="end it with a newline"):
+        load_vectors(path, ["", "a"])
+
+
 def test_numbers_of_other_words_are_not_parsed(tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_bytes(b"cow 1 2 3\nodd 1 two 3\n\n\xff\xfe 1 2 3\ncat 3 4 5\n")

@@ -1,5 +1,6 @@
 """Reading pretrained vectors, of files and of mappings, wanted words only."""
 
+import contextlib
 import errno
 import lzma
 import os
@@ -156,6 +157,12 @@ def _read_content(
     header = text.header_of(first_line)
     if header is not None and not text.looks_like_rows(after_first_line):
         return binary.read_binary(file, header, most_bytes, slot_of, num_slots)
+    is_all = len(after_first_line) < CHUNK
+    if header is not None and is_all and not text.are_rows(after_first_line):
+        # Few binary vectors may look like rows by chance, but then are as many as the header says.
+        with contextlib.suppress(ValueError):
+            return binary.read_binary(file, header, most_bytes, slot_of, num_slots)
+        file.seek(0)
     if header is None and b"\0" in head and not text.looks_like_rows(head):
         raise ValueError(
             f"it begins with {quoted(head[:40])}. Expected text, or word2vec binary, which begins "

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from maskedgrad.vectors.found import LONGEST_RECORD, Slots, SourceVectors, few, quoted
+from maskedgrad.vectors.found import CHUNK, LONGEST_RECORD, Slots, SourceVectors, few, quoted
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NUM_SAMPLED = 100
@@ -54,12 +54,19 @@ def looks_like_rows(content: bytes) -> bool:
     """
     *whole, rest = content.split(b"\n")
     rows = [line.rstrip() for line in whole[:NUM_SAMPLED] if line.strip()]
-    # Without a whole line: what is cut off may end in a piece of a number.
-    rows = rows or [rest.rpartition(b" ")[0]]
-    num_rows_of_text = sum(
-        bool(space and is_number(last)) for _, space, last in (row.rpartition(b" ") for row in rows)
-    )
-    return not content.strip() or 2 * num_rows_of_text >= len(rows)
+    # Without a whole line: what is cut off here may end in a piece of a number.
+    rows = rows or [rest if len(content) < CHUNK else rest.rpartition(b" ")[0]]
+    return not content.strip() or 2 * sum(map(_is_row, rows)) >= len(rows)
+
+
+def are_rows(content: bytes) -> bool:
+    """Whether all lines of a file, without its header, are rows of text."""
+    return all(map(_is_row, filter(None, map(bytes.rstrip, content.split(b"\n")))))
+
+
+def _is_row(line: bytes) -> bool:
+    _, space, last = line.rpartition(b" ")
+    return bool(space and is_number(last))
 
 
 def without_mark(word: bytes, slot_of: Mapping[str, int]) -> bytes:
