@@ -13,7 +13,7 @@ import numpy as np
 
 from maskedgrad.files import FilePath, checked_path
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
-from maskedgrad.masking.tables import read_rows
+from maskedgrad.masking.tables import read_rows, same_bits
 from maskedgrad.messages import shorten
 from maskedgrad.messages.grid import Grid, html_of, listed
 from maskedgrad.patches.file import checksum, read_patch_file, write_patch_file
@@ -174,6 +174,7 @@ class RowPatch:
                     for table_path, header in headers.items()
                 )
             )
+            _check_says_the_same(patch, headers, tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 "A row patch must hold ids, values and a digest for each of its tables. "
@@ -354,6 +355,24 @@ def _digest(header: Mapping[str, Any]) -> str:
     if not isinstance(digest, str):
         raise TypeError(f"a digest must be a string, and one is {shorten(digest)}")
     return digest
+
+
+def _check_says_the_same(
+    patch: RowPatch, headers: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Raises a `ValueError` if a file that was read is not what `save` makes of the patch.
+
+    Whoever writes such a file by another program can forget to put the ids in order: each row
+    would get the values of another one.
+    """
+    told, held = patch._parts()
+    if told != headers:
+        raise ValueError("its header says more or something else than that of a row patch")
+    if held.keys() != tensors.keys():
+        raise ValueError(f"it holds something else too: {sorted(tensors.keys() - held.keys())}")
+    differ = [name for name in held if not same_bits(held[name], tensors[name])]
+    if differ:
+        raise ValueError(f"ids must be ascending and int64, and {differ} are not")
 
 
 def _with_original(patch: RowPatch, original: RowPatch) -> RowPatch:
