@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -320,6 +321,41 @@ def test_a_walk_that_fails_is_shrunk_to_a_program_that_fails(broken, steps):
 def test_a_walk_needs_a_batch():
     with pytest.raises(ValueError, match="at least one batch"):
         check_model(make_model, [])
+
+
+def test_one_batch_is_not_taken_for_many():
+    with pytest.raises(TypeError, match=r"a tuple with an array.*\[\(x, y\)\]"):
+        check_model(make_model, BATCH)
+
+
+def test_models_that_share_a_table_are_not_taken_for_fresh_ones():
+    model = make_model()
+    with pytest.raises(ValueError, match=r"shares \['words/embeddings'"):
+        check_model(lambda: model, [BATCH])
+
+
+@keras.saving.register_keras_serializable("test_testing")
+class BackWithoutMasks(keras.Model):
+    def compile_from_config(self, config):
+        self.compile("adamw", loss="mse")
+
+
+@keras.saving.register_keras_serializable("test_testing")
+class BackWithOtherRows(keras.Model):
+    def compile_from_config(self, config):
+        self.compile(MaskedOptimizer("sgd", {"words/embeddings": [0]}), loss="mse")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "said"),
+    [(BackWithoutMasks, r"with its `MaskedOptimizer`"), (BackWithOtherRows, "all of its state")],
+)
+def test_a_model_that_loses_its_optimizer_in_a_file_is_seen(model_class, said):
+    walk = Walk(lambda: make_model(model_class, run_eagerly=True), [BATCH])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras tells that it skips the state
+        with pytest.raises(AssertionError, match=said):
+            walk.save_and_load_model()
 
 
 @pytest.mark.parametrize(

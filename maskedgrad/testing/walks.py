@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from maskedgrad.masking.of_model import masked_optimizer_in
+from maskedgrad.messages import shorten
 from maskedgrad.model import MaskedTrainStep
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
@@ -133,6 +134,18 @@ class Walk:
         self._build_optimizer()  # what is loaded comes built, and state is compared
         before = self._state()
         yield
+        if masked_optimizer_in(getattr(self.model, "optimizer", None)) is None:
+            raise AssertionError(
+                "A model must come back from its file with its `MaskedOptimizer`. Received: one "
+                f"with optimizer={getattr(self.model, 'optimizer', None)!r}, which trains every "
+                "row. See the class's `get_config`, `get_compile_config` and `compile_from_config`."
+            )
+        if len(self._state()) != len(before):
+            raise AssertionError(
+                "A model must come back from its file with all its variables, and its optimizer "
+                f"with all of its state. Expected: {[name for name, _ in before]}. "
+                f"Received: {[name for name, _ in self._state()]}"
+            )
         for (name, old), (_, new) in zip(before, self._state(), strict=True):
             assert_same_bits(new, old, name)
 
@@ -183,9 +196,9 @@ def check_model(
     Raises:
         AssertionError: something changed that must not, or a step failed. The
             message ends with the shortest walk that does.
-        TypeError: `make_model` returns something else than a model.
-        ValueError: there is no batch, or the model is not built or masks no
-            table.
+        TypeError: `make_model` returns something else than a model, or `data` is one batch.
+        ValueError: there is no batch; or the model is not built, masks no
+            table, or shares variables with the one before.
 
     Example:
 
@@ -197,10 +210,17 @@ def check_model(
     >>> batch = np.array([[0, 1, 4]]), np.ones((1, 3, 2))
     >>> check_model(make_model, [batch], max_examples=1, max_steps=1)
     """
+    if isinstance(data, tuple) and any(isinstance(part, np.ndarray) for part in data):
+        raise TypeError(
+            "`data` must be batches. Received: a tuple with an array, which looks like one batch. "
+            "One batch is `[(x, y)]`."
+        )
     batches = list(data)
     if not batches:
         raise ValueError("`data` must hold at least one batch. Received: none")
-    steps = _steps(Walk(make_model, batches).trainable_ids(), len(batches))
+    first = Walk(make_model, batches)
+    _check_apart(first.model, make_model())
+    steps = _steps(first.trainable_ids(), len(batches))
 
     @settings(
         max_examples=max_examples or max(1, settings().max_examples // 10),
@@ -222,6 +242,17 @@ def check_model(
                 raise AssertionError(_report(error, walk_steps[:number])) from error
 
     every_walk_is_safe()
+
+
+def _check_apart(model: keras.Model, other: keras.Model) -> None:
+    """Raises a `ValueError` if two models share a variable: what is loaded into one is in both."""
+    known = {id(variable) for variable in model.weights}
+    shared = [variable.path for variable in other.weights if id(variable) in known]
+    if shared:
+        raise ValueError(
+            "`make_model` must return a fresh model each time it is called. Received: one that "
+            f"shares {shorten(shared)} with the one before. Make its layers in the function."
+        )
 
 
 def _steps(trainable_ids: Sequence[Sequence[int]], num_batches: int) -> st.SearchStrategy[Step]:
