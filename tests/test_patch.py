@@ -397,6 +397,30 @@ def test_an_original_of_other_rows_or_another_base_is_refused():
         RowPatch.from_model(classifier([3], compiled=False))
 
 
+@keras.saving.register_keras_serializable("test_patch")
+class Subclassed(MaskedModel):
+    """A model whose table has another path once it is loaded."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+
+    def call(self, ids):
+        return self.words(ids)
+
+
+def test_the_rows_before_are_found_in_a_model_that_was_loaded_since(tmp_path):
+    model = Subclassed(name="rec")
+    model.compile("sgd", loss="mse", trainable_rows={model.words: [3]}, run_eagerly=True)
+    model(np.zeros((1, 4), int))
+    before = RowPatch.from_model(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    patch = RowPatch.from_model(loaded, original=before)
+    assert (list(before.tables), list(patch.tables)) == ([f"rec/{PATH}"], [PATH])
+    assert_same_bits(patch.tables[PATH].original, before.tables[f"rec/{PATH}"].values, "original")
+
+
 def test_a_patch_is_a_value():
     patch, _ = trained_patch(3, 9)
     table = patch.tables[PATH]
