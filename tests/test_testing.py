@@ -23,6 +23,7 @@ from maskedgrad.masking.compact import CompactTable
 from maskedgrad.masking.gradients import touched_rows
 from maskedgrad.testing import (
     Walk,
+    assert_same_bits,
     assert_trains_like_compact,
     check_model,
     frozen_rows_unchanged,
@@ -318,14 +319,40 @@ def test_a_walk_that_fails_is_shrunk_to_a_program_that_fails(broken, steps):
         exec(program, {"make_model": make_broken_model, "data": [BATCH]})  # noqa: S102
 
 
-def test_a_walk_needs_a_batch():
+def trains_like_compact(make, data):
+    assert_trains_like_compact(make, keras.optimizers.Adam, data, {"words/embeddings": IDS})
+
+
+@pytest.mark.parametrize("check", [check_model, trains_like_compact])
+def test_what_checks_a_model_needs_batches(check):
     with pytest.raises(ValueError, match="at least one batch"):
-        check_model(make_model, [])
-
-
-def test_one_batch_is_not_taken_for_many():
+        check(make_model, [])
     with pytest.raises(TypeError, match=r"a tuple with an array.*\[\(x, y\)\]"):
-        check_model(make_model, BATCH)
+        check(make_model, BATCH)
+
+
+def test_a_choice_of_rows_that_is_refused_leaves_a_walk_as_it_was():
+    walk = Walk(lambda: make_model(run_eagerly=True), [BATCH])
+    with pytest.raises(ValueError, match="no row at all"):
+        walk.change_rows([])
+    walk.train(0)
+
+
+def test_a_variable_of_an_open_shape_is_watched():
+    variable = tf.Variable(np.ones((3, 2)), shape=tf.TensorShape(None))
+    with frozen_rows_unchanged(variable, rows=[0]):
+        variable.assign([[9.0, 9.0], [1.0, 1.0], [1.0, 1.0]])
+    for changed in (np.zeros((3, 2)), np.ones((4, 2))):
+        with (
+            pytest.raises(AssertionError, match=r"frozen rows of|was of shape"),
+            frozen_rows_unchanged(variable, rows=[0]),
+        ):
+            variable.assign(changed)
+
+
+def test_values_that_differ_in_their_dtype_alone_are_told_apart():
+    with pytest.raises(AssertionError, match=r"float64 of shape \(\)(.|\n)*float32 of shape \(\)"):
+        assert_same_bits(np.float32(1), np.float64(1), "a number")
 
 
 def test_models_that_share_a_table_are_not_taken_for_fresh_ones():

@@ -18,6 +18,7 @@ from maskedgrad.messages import shorten
 from maskedgrad.model import MaskedTrainStep
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.testing.batches import batches_of
 from maskedgrad.testing.bits import assert_same_bits
 from maskedgrad.testing.frozen_rows import tables_of, unchanged_outside_of
 
@@ -96,11 +97,12 @@ class Walk:
         with unchanged_outside_of(
             [dataclasses.replace(table, rows=_no_row(table)) for table in self._tables()]
         ):
-            self._rows = [
+            chosen = [
                 Rows(given, table.rows.num_rows)
                 for given, table in zip(rows, self._tables(), strict=True)
             ]
-            self._set_rows(self._rows)
+            self._set_rows(chosen)
+            self._rows = chosen
 
     def trainable_ids(self) -> list[list[int]]:
         """For each masked table, the rows that could train: all that have a learning rate."""
@@ -210,14 +212,7 @@ def check_model(
     >>> batch = np.array([[0, 1, 4]]), np.ones((1, 3, 2))
     >>> check_model(make_model, [batch], max_examples=1, max_steps=1)
     """
-    if isinstance(data, tuple) and any(isinstance(part, np.ndarray) for part in data):
-        raise TypeError(
-            "`data` must be batches. Received: a tuple with an array, which looks like one batch. "
-            "One batch is `[(x, y)]`."
-        )
-    batches = list(data)
-    if not batches:
-        raise ValueError("`data` must hold at least one batch. Received: none")
+    batches = batches_of(data)
     first = Walk(make_model, batches)
     _check_apart(first.model, make_model())
     steps = _steps(first.trainable_ids(), len(batches))
