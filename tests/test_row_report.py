@@ -154,7 +154,7 @@ def test_what_is_seen_is_counted_in_whatever_form_the_data_comes(rows, ids):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (["the cat"], TypeError, "must be integers.*token_ids"),
+        (["the cat"], TypeError, r"must be integers.*`lookup\(texts\)`.*token_ids"),
         (np.ones(3), TypeError, "must be integers"),
         ([{"token_ids": [1]}], TypeError, "must be integers"),
         (7, TypeError, "must be integers, or batches of them"),
