@@ -112,7 +112,7 @@ def test_what_exists_is_not_overwritten_unasked(command, option, tmp_path, capsy
         pytest.importorskip("gensim")
     path = tmp_path / "mine.png"
     path.write_text("mine")
-    assert main([command, option, str(path)]) == 1
+    assert main([command, option, str(path)]) == 2
     assert path.read_text() == "mine"
     assert "--replace" in capsys.readouterr().err
 
