@@ -17,6 +17,11 @@ from maskedgrad.rows import RowLearningRates, TrainableRows
 
 __all__ = ["MaskedModel", "MaskedTrainStep"]
 
+WITHOUT_OPTIMIZER = (
+    " A file without an optimizer, as Keras writes it after `model.save('model.h5')`, is loaded by "
+    "`compile=False`."
+)
+
 
 def _completed_like(method: Callable[..., Any]) -> Callable[[Any], Any]:
     """Gives a function that hands on what it is given the signature of `method`.
@@ -373,6 +378,7 @@ def _with_rows(
             "`compile(..., trainable_rows={layer: ids})` or by "
             "`MaskedOptimizer(optimizer, trainable_rows={layer: ids})`; "
             "a `MultiOptimizer` goes inside of the `MaskedOptimizer`."
+            + (WITHOUT_OPTIMIZER if optimizer is None else "")
         )
     return optimizer
 

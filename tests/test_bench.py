@@ -125,14 +125,14 @@ def test_a_sweep_changes_one_thing_and_leaves_rows_to_freeze(sweep):
 
 
 def test_no_row_left_to_freeze_is_refused(capsys):
-    assert main(["bench", "--rows", "10", "--trainable", "10"]) == 1
+    assert main(["bench", "--rows", "10", "--trainable", "10"]) == 2
     assert "Received: 10 of 10" in capsys.readouterr().err
 
 
 @pytest.mark.processes
 def test_what_a_process_refuses_is_one_line(capsys):
     options = [*TINY, "--rounds", "1", "--ways", FLOOR, "--optimizer", "sorcery"]
-    assert main(["bench", *options]) == 1
+    assert main(["bench", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "sorcery" in line
 

@@ -54,8 +54,10 @@ def test_a_refusal_is_one_line_with_no_line_of_tensorflows(tmp_path):
     ("error", "status", "line"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (ValueError("Expected one.\nReceived: two."), 1, "verify: Expected one. Received: two."),
-        (FileNotFoundError("no such file"), 1, "verify: no such file"),
+        (ValueError("Expected one.\nReceived: two."), 2, "verify: Expected one. Received: two."),
+        (FileNotFoundError("no such file"), 2, "verify: no such file"),
+        (ImportError("no TensorFlow"), 2, "verify: no TensorFlow"),
+        (MemoryError("no room"), 2, "MemoryError: no room"),
     ],
 )
 def test_what_ends_a_command_is_one_line(error, status, line, monkeypatch, capsys):
@@ -64,7 +66,7 @@ def test_what_ends_a_command_is_one_line(error, status, line, monkeypatch, capsy
 
     monkeypatch.setattr(verify, "run", fail)
     assert main(["verify", "a.keras", "--against", "b.npy"]) == status
-    assert capsys.readouterr().err.endswith(f": {line}\n")
+    assert capsys.readouterr().err.endswith(f"{line}\n")
 
 
 def test_an_interrupt_while_the_module_of_a_command_is_read_is_one_line(monkeypatch, capsys):
@@ -110,7 +112,7 @@ def test_what_exists_is_not_overwritten_unasked(command, option, tmp_path, capsy
         pytest.importorskip("gensim")
     path = tmp_path / "mine.png"
     path.write_text("mine")
-    assert main([command, option, str(path)]) == 1
+    assert main([command, option, str(path)]) == 2
     assert path.read_text() == "mine"
     assert "--replace" in capsys.readouterr().err
 

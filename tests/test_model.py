@@ -486,6 +486,18 @@ def test_a_loaded_model_trains_on_as_if_never_saved(make, tmp_path):
         assert_same_bits(one, other, "a weight or a slot")
 
 
+def test_a_file_that_lost_its_optimizer_is_refused_and_what_helps_is_said(tmp_path):
+    model, layer = functional(MaskedModel)
+    layer.embeddings_initializer = "zeros"  # a lambda is not loaded safely
+    model.compile("sgd", loss="mse", trainable_rows={layer: IDS})
+    model.save(tmp_path / "model.h5")
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"model\.h5.*`compile=False`"):
+        keras.saving.load_model(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert_same_bits(loaded.get_weights()[0], model.get_weights()[0], "the table")
+
+
 def test_a_model_that_is_not_built_yet_is_compiled_as_its_config_says():
     model, _ = subclassed(MaskedModel)
     model.compile("adamw", loss="mse", trainable_rows={"(.*/)?words/embeddings": IDS})

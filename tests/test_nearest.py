@@ -131,6 +131,7 @@ def test_words_and_ids_are_given_alone_or_together():
     for asked in (1, np.int64(1), [1], slice(1, 2), TABLE[:, 0] == 3):
         assert list(nearest(TABLE, asked, WORDS)) == [1]
     assert nearest(TABLE, 1, ["", "cat", "dog"])[1][1].word == ""
+    assert repr(nearest(TABLE, "", WORDS)).startswith("Nearest to row ''\n")
 
 
 def test_before_and_now_are_shown_side_by_side():

@@ -397,6 +397,30 @@ def test_an_original_of_other_rows_or_another_base_is_refused():
         RowPatch.from_model(classifier([3], compiled=False))
 
 
+@keras.saving.register_keras_serializable("test_patch")
+class Subclassed(MaskedModel):
+    """A model whose table has another path once it is loaded."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.words = keras.layers.Embedding(NUM_ROWS, WIDTH, name="words")
+
+    def call(self, ids):
+        return self.words(ids)
+
+
+def test_the_rows_before_are_found_in_a_model_that_was_loaded_since(tmp_path):
+    model = Subclassed(name="rec")
+    model.compile("sgd", loss="mse", trainable_rows={model.words: [3]}, run_eagerly=True)
+    model(np.zeros((1, 4), int))
+    before = RowPatch.from_model(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    patch = RowPatch.from_model(loaded, original=before)
+    assert (list(before.tables), list(patch.tables)) == ([f"rec/{PATH}"], [PATH])
+    assert_same_bits(patch.tables[PATH].original, before.tables[f"rec/{PATH}"].values, "original")
+
+
 def test_a_patch_is_a_value():
     patch, _ = trained_patch(3, 9)
     table = patch.tables[PATH]
@@ -584,11 +608,21 @@ def test_every_flipped_bit_is_seen_or_means_nothing(tmp_path, patch_bytes):
     assert num_refused >= 2 * (len(whole) - 8)
 
 
-def crafted(num_rows=NUM_ROWS, shape=(2, 3), ids=(3, 9), values=None, table=PATH, **header):
+def crafted(
+    *,
+    num_rows=NUM_ROWS,
+    shape=(2, 3),
+    ids=(3, 9),
+    values=None,
+    table=PATH,
+    says=(),
+    more=(),
+    **header,
+):
     """A file with a checksum that fits, whatever else it says."""
-    tables = {table: {"num_rows": num_rows, "digest": "0" * 64}}
+    tables = {table: {"num_rows": num_rows, "digest": "0" * 64, **dict(says)}}
     values = np.zeros(shape, "float32") if values is None else values
-    tensors = {f"{PATH}/ids": np.array(ids), f"{PATH}/values": values}
+    tensors = {f"{PATH}/ids": np.array(ids), f"{PATH}/values": values, **dict(more)}
     header = {"version": 1, "tables": tables, "sha256": checksum(tables, tensors), **header}
     return save(tensors, metadata={"row_patch": json.dumps(header)})
 
@@ -621,6 +655,13 @@ FOREIGN = {
     "repeated ids": crafted(ids=(3, 3)),
     "negative ids": crafted(ids=(-3, 3)),
     "float ids": crafted(ids=(3.0, 9.0)),
+    "descending ids": crafted(ids=(9, 3)),
+    "ids of another dtype": crafted(ids=np.int32([3, 9])),
+    "words that are no list": crafted(says={"words": "ab", "anchors": {}}),
+    "a word that is there twice": crafted(says={"words": ["a", "a"], "anchors": {}}),
+    "anchors that are no mapping": crafted(says={"words": ["a", "b"], "anchors": [1]}),
+    "words without anchors": crafted(says={"words": ["a", "b"]}),
+    "a tensor more": crafted(more={"more": MATRIX}),
     "a number of rows that is none": crafted(num_rows="40"),
     "a shape too large": lying(shape=[2**40, 3]),
     "a shape that overflows": lying(shape=[2**62, 2**62]),

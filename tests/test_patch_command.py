@@ -678,13 +678,18 @@ def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
         (RowPatch(dataclasses.replace(table, words=None)), "know the words"),
         (RowPatch(dataclasses.replace(table, words=("a\nb",))), "can hold"),
         (RowPatch(dataclasses.replace(table, values=MATRIX[:1] * np.nan)), "must be finite"),
+        (RowPatch(dataclasses.replace(table, words=("",))), "empty word"),
         (RowPatch(table, dataclasses.replace(table, path="tags")), "--table"),
     ]:
         patch.save(tmp_path / "patch")
         status, printed = run(capsys, "export", tmp_path / "patch", tmp_path / "vectors.txt")
         assert status == 2
         assert message in printed.err
+        assert "rows=" not in printed.err  # which is Python's
         assert not (tmp_path / "vectors.txt").exists()
+    RowPatch(dataclasses.replace(table, words=("a\nb",))).save(tmp_path / "line")
+    _, printed = run(capsys, "export", tmp_path / "line", tmp_path / "vectors.npy")
+    assert printed.err.endswith("Give them other words.\n")  # no format holds such a word
     export = ["export", tmp_path / "patch", tmp_path / "vectors.txt", "--table", "tags"]
     status, printed = run(capsys, *export)
     assert (status, printed.out) == (0, f"{export[2]}: 1 row of {export[1]}\n")

@@ -170,6 +170,24 @@ def test_tables_of_different_rows_do_not_make_an_adapter(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("modules", "error"),
+    [({PATH: ""}, TypeError), ({PATH: 3}, TypeError), ("model.embed_tokens", ValueError)],
+)
+def test_a_module_is_named_by_a_string(tmp_path, modules, error):
+    with pytest.raises(error, match="Received: modules="):
+        write_adapter(RowPatch.from_model(keras_model()), tmp_path / "adapter", modules)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_adapter_goes_into_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        write_adapter(
+            RowPatch.from_model(keras_model()), tmp_path / "file", {PATH: "model.embed_tokens"}
+        )
+
+
 def test_two_tables_are_not_one_module_of_an_adapter(tmp_path):
     patch = trained_patch()
     tags = dataclasses.replace(patch.tables[PATH], path="tags/embeddings")

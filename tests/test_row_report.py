@@ -154,7 +154,7 @@ def test_what_is_seen_is_counted_in_whatever_form_the_data_comes(rows, ids):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (["the cat"], TypeError, "must be integers.*token_ids"),
+        (["the cat"], TypeError, r"must be integers.*`lookup\(texts\)`.*token_ids"),
         (np.ones(3), TypeError, "must be integers"),
         ([{"token_ids": [1]}], TypeError, "must be integers"),
         (7, TypeError, "must be integers, or batches of them"),
@@ -208,6 +208,8 @@ def test_what_does_not_fit_is_refused(trained):
             row_report(model, before, VOCABULARY)
     with pytest.raises(ValueError, match="compiled with a `MaskedOptimizer`"):
         row_report(keras.Sequential([keras.layers.Dense(1)]), kept["patch"])
+    with pytest.raises(ValueError, match=r"Received: 'model.keras'"):
+        row_report("model.keras", kept["patch"])
     with pytest.raises(ValueError, match="has 7 rows"):
         row_report(model, kept["patch"], [*VOCABULARY, "more"])
     with pytest.raises(ValueError, match="a mapping with"):
@@ -225,6 +227,17 @@ def test_the_monitor_tells_the_same_and_prints_it(capsys):
     report = row_report(model, before, VOCABULARY, X)
     assert monitor.report(X).rows == report.rows
     assert capsys.readouterr().out == f"{row_report(model, before, VOCABULARY)}\n"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "error"), [("vocab.txt", TypeError), ([*VOCABULARY, "more"], ValueError)]
+)
+def test_a_vocabulary_that_fits_no_report_is_refused_before_a_step_is_made(vocabulary, error):
+    model = make_model()
+    before = model.get_weights()[0]
+    with pytest.raises(error, match="vocabulary"):
+        model.fit(X, Y, verbose=0, callbacks=[callbacks.TrainableRowsMonitor(vocabulary)])
+    assert np.array_equal(model.get_weights()[0], before)
 
 
 def test_a_figure_has_a_bar_for_each_row(trained):

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from maskedgrad.masking.compact import CompactTable
 from maskedgrad.masking.gradients import touched_rows
 from maskedgrad.testing import (
     Walk,
+    assert_same_bits,
     assert_trains_like_compact,
     check_model,
     frozen_rows_unchanged,
@@ -317,9 +319,70 @@ def test_a_walk_that_fails_is_shrunk_to_a_program_that_fails(broken, steps):
         exec(program, {"make_model": make_broken_model, "data": [BATCH]})  # noqa: S102
 
 
-def test_a_walk_needs_a_batch():
+def trains_like_compact(make, data):
+    assert_trains_like_compact(make, keras.optimizers.Adam, data, {"words/embeddings": IDS})
+
+
+@pytest.mark.parametrize("check", [check_model, trains_like_compact])
+def test_what_checks_a_model_needs_batches(check):
     with pytest.raises(ValueError, match="at least one batch"):
-        check_model(make_model, [])
+        check(make_model, [])
+    with pytest.raises(TypeError, match=r"a tuple with an array.*\[\(x, y\)\]"):
+        check(make_model, BATCH)
+
+
+def test_a_choice_of_rows_that_is_refused_leaves_a_walk_as_it_was():
+    walk = Walk(lambda: make_model(run_eagerly=True), [BATCH])
+    with pytest.raises(ValueError, match="no row at all"):
+        walk.change_rows([])
+    walk.train(0)
+
+
+def test_a_variable_of_an_open_shape_is_watched():
+    variable = tf.Variable(np.ones((3, 2)), shape=tf.TensorShape(None))
+    with frozen_rows_unchanged(variable, rows=[0]):
+        variable.assign([[9.0, 9.0], [1.0, 1.0], [1.0, 1.0]])
+    for changed in (np.zeros((3, 2)), np.ones((4, 2))):
+        with (
+            pytest.raises(AssertionError, match=r"frozen rows of|was of shape"),
+            frozen_rows_unchanged(variable, rows=[0]),
+        ):
+            variable.assign(changed)
+
+
+def test_values_that_differ_in_their_dtype_alone_are_told_apart():
+    with pytest.raises(AssertionError, match=r"float64 of shape \(\)(.|\n)*float32 of shape \(\)"):
+        assert_same_bits(np.float32(1), np.float64(1), "a number")
+
+
+def test_models_that_share_a_table_are_not_taken_for_fresh_ones():
+    model = make_model()
+    with pytest.raises(ValueError, match=r"shares \['words/embeddings'"):
+        check_model(lambda: model, [BATCH])
+
+
+@keras.saving.register_keras_serializable("test_testing")
+class BackWithoutMasks(keras.Model):
+    def compile_from_config(self, config):
+        self.compile("adamw", loss="mse")
+
+
+@keras.saving.register_keras_serializable("test_testing")
+class BackWithOtherRows(keras.Model):
+    def compile_from_config(self, config):
+        self.compile(MaskedOptimizer("sgd", {"words/embeddings": [0]}), loss="mse")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "said"),
+    [(BackWithoutMasks, r"with its `MaskedOptimizer`"), (BackWithOtherRows, "all of its state")],
+)
+def test_a_model_that_loses_its_optimizer_in_a_file_is_seen(model_class, said):
+    walk = Walk(lambda: make_model(model_class, run_eagerly=True), [BATCH])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras tells that it skips the state
+        with pytest.raises(AssertionError, match=said):
+            walk.save_and_load_model()
 
 
 @pytest.mark.parametrize(

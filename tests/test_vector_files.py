@@ -328,6 +328,8 @@ def tar(content: bytes) -> bytes:
         (b"SQLite format 3\0" + bytes(range(99)), "SQLite"),
         (b"PAR1\x15\x04" + bytes(99), "Parquet"),
         (struct.pack("<q", 60) + b'{"table":{"dtype":"F32"}}', "safetensors"),
+        # Begins as a pickle does.
+        (struct.pack("<q", 0x0280) + b'{"table":{"dtype":"F32"}}', "safetensors"),
         (struct.pack("<q", 60) + b'{ "table": {"dtype":"F32"}}', "safetensors"),
         (b"<!DOCTYPE html>\n<html><body>404</body></html>\n", "web page"),
         (b"<html>\n<body>404</body></html>\n", "web page"),
@@ -569,7 +571,7 @@ def test_what_gensim_saves_is_loaded_by_gensim(name, tmp_path):
     model = model_class(sentences, vector_size=3, min_count=1, **options)
     path = str(tmp_path / name)
     (model.wv if name.endswith(".kv") else model).save(path)
-    with pytest.raises(ValueError, match=r"gensim's `save` .*KeyedVectors.load\(path\).*\.wv`"):
+    with pytest.raises(ValueError, match=r"as gensim writes.*KeyedVectors.load\(path\).*\.wv`"):
         load_vectors(path, ["", "cat"])
     if name.endswith(".model"):
         with pytest.raises(TypeError, match=f"{model_class.__name__} is a model.* `.wv`"):

@@ -9,10 +9,12 @@ from typing_extensions import override
 from maskedgrad.callbacks.tables import FollowsRows
 from maskedgrad.masking.tables import bits, read_rows
 from maskedgrad.reports.learning import RowReport, report_of
+from maskedgrad.reports.nearest import words_of
 from maskedgrad.reports.printing import print_text
 from maskedgrad.reports.views import TableView, of_variable, overlaid
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.vocabulary import by_path
 
 MOST_WITH_NEIGHBOURS = 1000
 
@@ -39,7 +41,9 @@ class TrainableRowsMonitor(FollowsRows):
             training ends; with neighbours, if at most 1,000 rows train.
 
     Raises:
-        ValueError: the optimizer of the model masks nothing.
+        TypeError: `vocabulary` is of another type. Raised when the training begins.
+        ValueError: the optimizer of the model masks nothing, or `vocabulary` does not fit the
+            table. Raised when the training begins.
 
     Example:
 
@@ -106,10 +110,17 @@ class TrainableRowsMonitor(FollowsRows):
     @override
     def rows_chosen(self, tables: Sequence[MaskedTable], num_changes: int | None) -> None:
         if num_changes is None:
+            self._check_vocabulary(tables)
             self._starts = [_Start(table) for table in tables]
         self._masked = tables
         for start, table in zip(self._starts, tables, strict=True):
             start.add(table.rows)
+
+    def _check_vocabulary(self, tables: Sequence[MaskedTable]) -> None:
+        """Raises what the report would raise when the training has ended."""
+        vocabularies = by_path(self._vocabulary, [table.path for table in tables])
+        for table in tables:
+            words_of(of_variable(table.variable, table.axis), vocabularies.get(table.path))
 
 
 class _Start:

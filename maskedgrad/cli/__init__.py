@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ COMMANDS = {
     "patch": "show, compare, apply and export row patches",
 }
 
+FAILED = 2  # the exit status, as that of `diff` and of `argparse`
 STDERR = 2  # the descriptor, which C++ writes to
 
 
@@ -53,7 +55,11 @@ def _run(program: str, options: argparse.Namespace) -> int:
         return options.run(options)
     except (ImportError, OSError, ValueError) as error:
         # An extra, a file or a value is the user's to mend, and needs no traceback.
-        return _failed(program, f"{options.command}: {error}", 1)
+        return _failed(program, f"{options.command}: {error}", FAILED)
+    except Exception:
+        # Python would end with 1, which says "a row differs" of `verify` and of `patch diff`.
+        traceback.print_exc()
+        return FAILED
 
 
 def _parser(program: str, arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -12,7 +12,9 @@ OPTION_OF = {
     "strict=False": "--no-strict",
     "allow_nonfinite=True": "--allow-nonfinite",
     "`vocabulary`": "--vocabulary",
+    "Leave these rows out by `rows=`, or give": "Give",
     "Leave these rows out by `rows=`, or write": "Write",
+    "Leave it out by `rows=`, give it a word, or write": "Write",
 }
 
 

@@ -207,7 +207,7 @@ def _vectors(path: Path, vocabulary: Path | None) -> tuple[list[SavedTable], np.
     if vocabulary is None:
         raise ValueError(
             "A source that has words needs --vocabulary, the words of the model's rows. "
-            f"Received: --against {path} alone"
+            f"Received: --against {path} alone. A source without words is a .npy or a .keras file."
         )
     words = read_words(vocabulary)
     with warnings.catch_warnings():

@@ -1,10 +1,11 @@
 """`RowPatch`: the trained rows of a model as a value, and as a small file of its own."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,12 +14,18 @@ import numpy as np
 
 from maskedgrad.files import FilePath, checked_path
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
-from maskedgrad.masking.tables import read_rows
+from maskedgrad.masking.tables import read_rows, same_bits
 from maskedgrad.messages import shorten
 from maskedgrad.messages.grid import Grid, html_of, listed
 from maskedgrad.patches.file import checksum, read_patch_file, write_patch_file
 from maskedgrad.patches.placement import AppliedRowPatch, check_bases, placements, revert
-from maskedgrad.patches.table import TablePatch, check_finite, frozen_digest
+from maskedgrad.patches.table import (
+    TablePatch,
+    check_apart,
+    check_finite,
+    frozen_digest,
+    variable_at,
+)
 from maskedgrad.patches.words import with_words
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable, describe
@@ -124,7 +131,7 @@ class RowPatch:
                 taken = with_words(taken, table.variable, vocabularies[table.path])
             patches.append(taken)
         patch = cls(*patches)
-        return patch if original is None else _with_original(patch, original)
+        return patch if original is None else _with_original(patch, original, model.weights)
 
     def save(self, path: FilePath) -> None:
         """Writes the patch to a safetensors file, whole or not at all.
@@ -174,6 +181,7 @@ class RowPatch:
                     for table_path, header in headers.items()
                 )
             )
+            _check_says_the_same(patch, headers, tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 "A row patch must hold ids, values and a digest for each of its tables. "
@@ -356,14 +364,35 @@ def _digest(header: Mapping[str, Any]) -> str:
     return digest
 
 
-def _with_original(patch: RowPatch, original: RowPatch) -> RowPatch:
+def _check_says_the_same(
+    patch: RowPatch, headers: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Raises a `ValueError` if a file that was read is not what `save` makes of the patch.
+
+    Whoever writes such a file by another program can forget to put the ids in order: each row
+    would get the values of another one.
+    """
+    told, held = patch._parts()
+    if told != headers:
+        raise ValueError("its header says more or something else than that of a row patch")
+    if held.keys() != tensors.keys():
+        raise ValueError(f"it holds something else too: {sorted(tensors.keys() - held.keys())}")
+    differ = [name for name in held if not same_bits(held[name], tensors[name])]
+    if differ:
+        raise ValueError(f"ids must be ascending and int64, and {differ} are not")
+
+
+def _with_original(
+    patch: RowPatch, original: RowPatch, variables: Sequence[keras.Variable]
+) -> RowPatch:
     if not isinstance(original, RowPatch):
         raise TypeError(
             "`original` must be the `RowPatch` that `from_model` returned before the training. "
             f"Received: original={original!r}"
         )
+    earlier_at = _by_path_now(original, variables)
     for path, table in patch.tables.items():
-        earlier = original.tables.get(path)
+        earlier = earlier_at.get(path)
         if earlier is None or earlier.rows != table.rows:
             raise ValueError(
                 f"`original` must be of the rows that are trained now: {patch!r}. "
@@ -377,7 +406,17 @@ def _with_original(patch: RowPatch, original: RowPatch) -> RowPatch:
             )
     return RowPatch(
         *(
-            dataclasses.replace(table, original=original.tables[path].values)
+            dataclasses.replace(table, original=earlier_at[path].values)
             for path, table in patch.tables.items()
         )
     )
+
+
+def _by_path_now(patch: RowPatch, variables: Sequence[keras.Variable]) -> dict[str, TablePatch]:
+    """The tables of a patch by the paths that they have in a model that was loaded since."""
+    found = {}
+    for table in patch.tables.values():
+        with contextlib.suppress(ValueError):  # of a table that the model does not have
+            found[table.path] = variable_at(table.path, variables)
+    check_apart({path: id(variable) for path, variable in found.items()})
+    return {variable.path: patch.tables[path] for path, variable in found.items()}

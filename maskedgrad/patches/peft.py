@@ -48,6 +48,8 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
 
     Raises:
         ImportError: the extra `patch` is not installed.
+        NotADirectoryError: `folder` is a file.
+        TypeError: a module is no string, or an empty one.
         ValueError: `modules` does not name the tables of the patch, or one
             module for two; or the tables have different trained rows.
 
@@ -64,10 +66,20 @@ def write_adapter(patch: RowPatch, folder: FilePath, modules: Mapping[str, str])
     RowPatch({'words/embeddings': Rows('3', num_rows=5)})
     """
     folder = checked_path(folder, "folder")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            f"An adapter must be written to a folder. Received: {str(folder)!r}, which is a file. "
+            "Give another name."
+        )
     tables = list(patch.tables.values())
-    if set(modules) != set(patch.tables):
+    if not isinstance(modules, Mapping) or set(modules) != set(patch.tables):
         raise ValueError(
-            f"`modules` must name a module for each table of the patch, {list(patch.tables)}. "
+            "`modules` must be a mapping that names a module for each table of the patch, "
+            f"{list(patch.tables)}. Received: modules={modules!r}"
+        )
+    if not all(isinstance(module, str) and module for module in modules.values()):
+        raise TypeError(
+            "A module must be named by a string, such as 'model.embed_tokens'. "
             f"Received: modules={dict(modules)}"
         )
     if len(set(modules.values())) != len(modules):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
+from maskedgrad.messages import shorten
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.saved import SavedTable, find_saved
 
@@ -21,7 +22,7 @@ class TablePatch:
         path: string, the path of the table's variable.
         rows: a `Rows`, the K trained rows of V.
         values: array of shape `(K, ...)` and of the table's dtype: the rows
-            after training. It is copied.
+            after training, in the order of `rows.ids`. It is copied.
         original: `None`, or an array of the shape and dtype of `values`: the
             rows before training. It is copied.
         digest: string, `frozen_digest` of the table.
@@ -30,7 +31,8 @@ class TablePatch:
 
     Raises:
         TypeError: a word is no string.
-        ValueError: there is no row; or `values`, `words` or `original` does not fit the rest.
+        ValueError: there is no row; a word is there twice; or `values`, `words` or `original` does
+            not fit the rest.
 
     Example:
 
@@ -66,6 +68,11 @@ class TablePatch:
             )
         if not all(isinstance(word, str) for word in self.words or ()):
             raise TypeError(f"The words of {self.path!r} must be strings. Received: {self.words!r}")
+        if len(set(self.words or ())) != len(self.words or ()):
+            raise ValueError(
+                f"The words of {self.path!r} must differ, since each names one row. "
+                f"Received: {shorten(self.words)}"
+            )
         if self.original is None:
             return
         object.__setattr__(self, "original", _read_only(self.original))
@@ -129,7 +136,8 @@ def check_fits(patch: TablePatch, variable: keras.Variable) -> None:
     if received != expected:
         raise ValueError(
             f"The table {patch.path!r} must be of the shape and dtype {expected}. "
-            f"Received: a model with {received}. A patch fits the table that it was taken from."
+            f"Received: a model with {received}. A patch fits the table that it was taken from. "
+            "One that knows its words goes to a table of other rows too: say `vocabulary`."
         )
 
 

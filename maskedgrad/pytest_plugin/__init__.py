@@ -18,7 +18,9 @@ _WATCHED = pytest.StashKey[contextlib.ExitStack]()
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, so that `pytest -m frozen_rows` knows it."""
     config.addinivalue_line(
-        "markers", "frozen_rows: checks that frozen rows of tables keep their bits (maskedgrad)."
+        "markers",
+        "frozen_rows: selects tests of frozen rows by `-m frozen_rows`. The fixture of that name "
+        "is what checks that they keep their bits (maskedgrad).",
     )
 
 

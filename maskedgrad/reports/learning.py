@@ -15,7 +15,7 @@ from maskedgrad.reports.figure import draw_moves
 from maskedgrad.reports.nearest import Neighbour, neighbours, shown_word, words_of
 from maskedgrad.reports.seen import times_seen
 from maskedgrad.reports.views import TableView, before_of, check_holds, of_variable
-from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.targets import MaskedTable, describe
 from maskedgrad.rows.vocabulary import by_path
 
 NUM_SHOWN_NEIGHBOURS = 3
@@ -165,7 +165,7 @@ def row_report(
     if not tables:
         raise ValueError(
             "`model` must be built and compiled with a `MaskedOptimizer`, which says which rows "
-            f"train. Received: the model {model.name!r} with "
+            f"train. Received: {describe(model)}, with "
             f"optimizer={shorten(getattr(model, 'optimizer', None))}"
         )
     views = [of_variable(table.variable, table.axis, table.rows) for table in tables]

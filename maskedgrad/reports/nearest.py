@@ -66,7 +66,7 @@ class Nearest(Mapping[Any, tuple[Neighbour, ...]]):
         return grids if grids and not more else [*grids, last]
 
     def _grid(self, asked: Any) -> Grid:
-        title = f"Nearest to {cut(shown_word(asked, asked))}"
+        title = f"Nearest to {cut(shown_word(asked, repr(asked)))}"
         now = _cells(self[asked])
         if self.before is None:
             return Grid(title, ["word", "cosine"], now, _notes(now, "it"))

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from maskedgrad.messages import shorten
 
+ADVICE_FOR_TEXTS = "Texts become ids by the lookup that the model reads by: `lookup(texts)`. "
 ADVICE = (
     "Give the ids as the table looks them up: an array of integers, or batches of them, such as "
     "`dataset.map(lambda x, y: x['token_ids'])`."
@@ -74,7 +75,9 @@ def _ids_in(batch: Any) -> np.ndarray:
             f"A batch must be integers. Received: {shorten(batch)}. {ADVICE}"
         ) from error
     if array.dtype.kind not in "iu" and array.size:
+        are_texts = array.dtype.kind in "USO"
         raise TypeError(
-            f"A batch must be integers. Received: {array.dtype}, {shorten(batch)}. {ADVICE}"
+            f"A batch must be integers. Received: {array.dtype}, {shorten(batch)}. "
+            f"{ADVICE_FOR_TEXTS if are_texts else ''}{ADVICE}"
         )
     return array.astype(np.int64).ravel()

@@ -361,10 +361,18 @@ def _variables_of(name: Named, variables: Sequence[keras.Variable]) -> list[kera
     found = variables_before_build(name)
     for table in found:
         if not any(v is table for v in variables):
+            # As where the cell of a notebook that makes the layer has run once more.
+            has_twin = any(v.path == table.path for v in variables)
+            advice = (
+                "That of this path is of another layer with the same name: take the layer from "
+                "the model, `model.get_layer(name)`, or name the path."
+                if has_twin
+                else "Is it the layer that the model uses, and is every layer and model around it "
+                "trainable? A variable that is no `keras.Variable` is not among them: give "
+                "`model.trainable_variables`."
+            )
             raise ValueError(
                 f"The table of {describe(name.given)}, {table.path!r}, is not among the variables "
-                f"that are trained{listing(variables)}Is it the layer that the model uses, "
-                "and is every layer and model around it trainable? A variable that is no "
-                "`keras.Variable` is not among them: give `model.trainable_variables`."
+                f"that are trained{listing(variables)}{advice}"
             )
     return found

@@ -19,5 +19,7 @@ def assert_same_bits(actual: Any, expected: Any, what: str) -> None:
     received, wanted = np.asarray(actual), np.asarray(expected)
     if not same_bits(received, wanted):
         raise AssertionError(
-            f"The bits of {what} differ. Expected:\n{wanted}\nReceived:\n{received}"
+            f"The bits of {what} differ. "
+            f"Expected, {wanted.dtype} of shape {wanted.shape}:\n{wanted}\n"
+            f"Received, {received.dtype} of shape {received.shape}:\n{received}"
         )

@@ -14,6 +14,7 @@ import tensorflow as tf
 from maskedgrad.masking.optimizer import MaskedOptimizer
 from maskedgrad.rows.gradients import Gradient
 from maskedgrad.rows.targets import MaskedTable, named, resolve
+from maskedgrad.testing.batches import batches_of
 from maskedgrad.testing.bits import assert_same_bits
 
 
@@ -225,7 +226,8 @@ def assert_trains_like_compact(
 
     Raises:
         AssertionError: a bit differs. It says of what, and after which batch.
-        ValueError: `make_model` returns a model that is not built, or other
+        TypeError: `data` is one batch.
+        ValueError: there is no batch; `make_model` returns a model that is not built, or other
             weights each time; or `rows` does not fit.
 
     Example:
@@ -240,6 +242,7 @@ def assert_trains_like_compact(
     >>> rows = {".*words/embeddings": [1, 4]}
     >>> assert_trains_like_compact(make_model, lambda: keras.optimizers.AdamW(0.1), [batch], rows)
     """
+    batches = batches_of(data)
     model, twin_model = _same_models(make_model)
     tables = resolve(named(rows), twin_model.trainable_variables)
     compacts = {id(table.variable): compact_variable(table) for table in tables}
@@ -257,7 +260,7 @@ def assert_trains_like_compact(
         twin.check(when)
         _check_weights(model.non_trainable_weights, twin_model.non_trainable_weights, when)
 
-    for number, batch in enumerate(data):
+    for number, batch in enumerate(batches):
         gradients = _gradients(model, twin.optimizer, batch)
         selected = {
             id(table.variable): (table.variable.shape, table.rows.ids, table.axis)

@@ -95,11 +95,12 @@ def _tables(model_or_variable: Any, rows: Any) -> list[MaskedTable]:
                 f"Received: rows={rows!r} with {model_or_variable!r}"
             )
         return tables_of(model_or_variable)
-    if not len(model_or_variable.shape):
+    shape = np.asarray(model_or_variable).shape  # that of a `tf.Variable` may be left open
+    if not shape:
         raise ValueError(
             f"A variable must have rows. Received: {_name(model_or_variable)!r}, a scalar"
         )
-    may_change = Rows([] if rows is None else rows, model_or_variable.shape[0])
+    may_change = Rows([] if rows is None else rows, shape[0])
     return [MaskedTable(model_or_variable, may_change)]
 
 
@@ -111,6 +112,8 @@ def _change(table: MaskedTable, before: np.ndarray) -> str:
     """Returns what has changed in the frozen rows of a table, as text; empty if nothing has."""
     variable, axis = table.variable, table.axis
     after = np.asarray(variable)
+    if after.shape != before.shape:
+        return f"{_name(variable)!r} was of shape {before.shape} and is of shape {after.shape} now."
     frozen = table.rows.complement().ids
     old, new = _rows(before, frozen, axis), _rows(after, frozen, axis)
     changed = (bits(old) != bits(new)).any(axis=1)

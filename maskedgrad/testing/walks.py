@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from maskedgrad.masking.of_model import masked_optimizer_in
+from maskedgrad.messages import shorten
 from maskedgrad.model import MaskedTrainStep
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.testing.batches import batches_of
 from maskedgrad.testing.bits import assert_same_bits
 from maskedgrad.testing.frozen_rows import tables_of, unchanged_outside_of
 
@@ -95,11 +97,12 @@ class Walk:
         with unchanged_outside_of(
             [dataclasses.replace(table, rows=_no_row(table)) for table in self._tables()]
         ):
-            self._rows = [
+            chosen = [
                 Rows(given, table.rows.num_rows)
                 for given, table in zip(rows, self._tables(), strict=True)
             ]
-            self._set_rows(self._rows)
+            self._set_rows(chosen)
+            self._rows = chosen
 
     def trainable_ids(self) -> list[list[int]]:
         """For each masked table, the rows that could train: all that have a learning rate."""
@@ -133,6 +136,18 @@ class Walk:
         self._build_optimizer()  # what is loaded comes built, and state is compared
         before = self._state()
         yield
+        if masked_optimizer_in(getattr(self.model, "optimizer", None)) is None:
+            raise AssertionError(
+                "A model must come back from its file with its `MaskedOptimizer`. Received: one "
+                f"with optimizer={getattr(self.model, 'optimizer', None)!r}, which trains every "
+                "row. See the class's `get_config`, `get_compile_config` and `compile_from_config`."
+            )
+        if len(self._state()) != len(before):
+            raise AssertionError(
+                "A model must come back from its file with all its variables, and its optimizer "
+                f"with all of its state. Expected: {[name for name, _ in before]}. "
+                f"Received: {[name for name, _ in self._state()]}"
+            )
         for (name, old), (_, new) in zip(before, self._state(), strict=True):
             assert_same_bits(new, old, name)
 
@@ -183,9 +198,9 @@ def check_model(
     Raises:
         AssertionError: something changed that must not, or a step failed. The
             message ends with the shortest walk that does.
-        TypeError: `make_model` returns something else than a model.
-        ValueError: there is no batch, or the model is not built or masks no
-            table.
+        TypeError: `make_model` returns something else than a model, or `data` is one batch.
+        ValueError: there is no batch; or the model is not built, masks no
+            table, or shares variables with the one before.
 
     Example:
 
@@ -197,10 +212,10 @@ def check_model(
     >>> batch = np.array([[0, 1, 4]]), np.ones((1, 3, 2))
     >>> check_model(make_model, [batch], max_examples=1, max_steps=1)
     """
-    batches = list(data)
-    if not batches:
-        raise ValueError("`data` must hold at least one batch. Received: none")
-    steps = _steps(Walk(make_model, batches).trainable_ids(), len(batches))
+    batches = batches_of(data)
+    first = Walk(make_model, batches)
+    _check_apart(first.model, make_model())
+    steps = _steps(first.trainable_ids(), len(batches))
 
     @settings(
         max_examples=max_examples or max(1, settings().max_examples // 10),
@@ -222,6 +237,17 @@ def check_model(
                 raise AssertionError(_report(error, walk_steps[:number])) from error
 
     every_walk_is_safe()
+
+
+def _check_apart(model: keras.Model, other: keras.Model) -> None:
+    """Raises a `ValueError` if two models share a variable: what is loaded into one is in both."""
+    known = {id(variable) for variable in model.weights}
+    shared = [variable.path for variable in other.weights if id(variable) in known]
+    if shared:
+        raise ValueError(
+            "`make_model` must return a fresh model each time it is called. Received: one that "
+            f"shares {shorten(shared)} with the one before. Make its layers in the function."
+        )
 
 
 def _steps(trainable_ids: Sequence[Sequence[int]], num_batches: int) -> st.SearchStrategy[Step]:

@@ -177,7 +177,11 @@ def _with_words(view: TableView, ids: np.ndarray, vocabulary: Any, kind: Format)
         raise ValueError(
             f"Each word must be one that {kind.title} can hold. Received: {len(faults)} that "
             f"it cannot: {sample(list(faults.values()))}. Leave these rows out by `rows=`, or "
-            "write `.safetensors` or `.npy`, which hold any word on one line."
+            + (
+                "give them other words."
+                if kind.is_matrix
+                else "write `.safetensors` or `.npy`, which hold any word on one line."
+            )
         )
     return Chosen(view, ids, words)
 
@@ -191,7 +195,7 @@ def _without_padding(
         raise ValueError(
             f"The row of the empty word must be zero to be left out, since {kind.title} cannot "
             f"hold that word. Received: row {int(empty[0])} with other numbers. Leave it out by "
-            "`rows=`, or give it a word."
+            "`rows=`, give it a word, or write `.safetensors` or `.npy`, which hold it."
         )
     if len(empty) == len(ids):
         raise ValueError(
@@ -230,7 +234,8 @@ def _check_numbers(chosen: Chosen, kind: Format) -> None:
             ]
             raise ValueError(
                 f"Numbers must be finite, since readers of {kind.title} skip words whose are not. "
-                f"Received: infinity or NaN for {sample(bad)}. Leave them out by `rows=`."
+                f"Received: infinity or NaN for {sample(bad)}. Leave these rows out by "
+                "`rows=`, or write `.safetensors` or `.npy`, which hold any number."
             )
 
 

@@ -38,19 +38,20 @@ OTHER_FILES = {
         "source, and so is the file with its words beside it, a word a line: `name.vocab.txt` for "
         "`name.npy`"
     ),
+    # Before a pickle, since a header of some lengths begins as one does.
+    rb".{7}\0\{\s*\"": (
+        "it is a safetensors file, which holds no words. `dict(zip(words, matrix))` is a source, "
+        "and so is the file with its words beside it, a word a line: `name.vocab.txt` for "
+        "`name.safetensors`"
+    ),
     rb"\x80[\x02-\x05]": (
-        "it is a Python pickle, as gensim's `save` writes. What "
+        "it is a Python pickle, as gensim writes. What "
         "`gensim.models.KeyedVectors.load(path)` returns is a source, or, if it holds a model, "
         "`gensim.models.Word2Vec.load(path).wv`"
     ),
     rb"\x89HDF": "it is an HDF5 file, and not one of vectors and words",
     rb"SQLite format 3": "it is an SQLite database, and not a file of vectors and words",
     rb"PAR1": "it is a Parquet file. A mapping from word to vector is a source",
-    rb".{7}\0\{\s*\"": (
-        "it is a safetensors file, which holds no words. `dict(zip(words, matrix))` is a source, "
-        "and so is the file with its words beside it, a word a line: `name.vocab.txt` for "
-        "`name.safetensors`"
-    ),
     rb"(?i)\s*(<!doctype html|<html[ >](?! ?[-+.0-9])|<\?xml )": (
         "it is a web page, perhaps that of a failed download. Get the file anew"
     ),

@@ -238,7 +238,7 @@ def test_a_member_of_an_archive_has_vectors(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "glove.zip", "w") as archive:
         archive.writestr("50d.txt", "gâteau 1.0 2.0\n")
     # The vectors are of none of the words that are needed, which is seen when they are read.
-    assert main(["demo", "--vectors", str(tmp_path / "glove.zip" / "50d.txt")]) == 1
+    assert main(["demo", "--vectors", str(tmp_path / "glove.zip" / "50d.txt")]) == 2
     assert "begins with 'gâteau'" in capsys.readouterr().err
 
 
@@ -255,14 +255,14 @@ def test_help_names_every_option_and_its_default(capsys):
 def test_what_makes_a_worker_fail_is_shown(tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)  # or TensorFlow may say more
     path = _write_vectors(tmp_path / "vectors.txt", {"gâteau": [1.0]}, header=True)
-    assert main(["demo", "--vectors", str(path), "--workers", "2"]) == 1
+    assert main(["demo", "--vectors", str(path), "--workers", "2"]) == 2
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("library", ["gensim", "matplotlib"])
 def test_a_missing_extra_is_named_before_anything_runs(library, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, library, None)  # Python's way to say that there is none
-    assert main(["demo"]) == 1
+    assert main(["demo"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert library in printed.err

@@ -502,8 +502,10 @@ def test_a_layer_with_more_than_a_table_is_refused():
 
 def test_a_layer_that_is_not_in_the_model_is_refused():
     optimizer = MaskedOptimizer("sgd", {built_layer(): IDS})
-    with pytest.raises(ValueError, match="not among the variables"):
+    with pytest.raises(ValueError, match=r"not among the variables(.|\n)*Is it the layer"):
         optimizer.build([kernel()])
+    with pytest.raises(ValueError, match=r"another layer with the same name.*get_layer"):
+        optimizer.build([built_layer().weights[0]])
     optimizer = MaskedOptimizer("sgd", {keras.layers.Embedding(6, 3): IDS})
     with pytest.raises(ValueError, match="not built"):
         optimizer.build([kernel()])
