@@ -78,6 +78,6 @@ class FollowsRows(keras.callbacks.Callback):
         rows = [table.rows for table in tables]
         if tables and (now != before or not optimizer.built or rows != self._rows):
             # Nor are those that a checkpoint of TensorFlow restores, perhaps some steps ago.
-            unseen = 2 if now == before else now - (before or 0)
+            unseen = 2 if now == before and optimizer.built else now - (before or 0)
             self.rows_chosen(tables, None if before is None else unseen)
             self._num_row_changes, self._rows = now, rows
