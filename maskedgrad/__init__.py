@@ -11,7 +11,7 @@ from maskedgrad.version import __version__, check_tensorflow
 if TYPE_CHECKING:
     from maskedgrad import callbacks, patches, reports, rows, vectors
     from maskedgrad import testing as testing  # by the second name it counts as exported
-    from maskedgrad.masking import MaskedOptimizer, mask_gradients
+    from maskedgrad.masking import MaskedOptimizer
     from maskedgrad.model import MaskedModel, MaskedTrainStep
     from maskedgrad.patches import RowPatch
     from maskedgrad.reports import nearest, row_report, summary
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RowsLike,
         Target,
         TrainableRows,
+        mask_gradients,
         row_ids,
     )
     from maskedgrad.vectors import (

@@ -57,9 +57,13 @@ TESTS = {
     "maskedgrad/rows/ids.py": ["tests/test_rows.py"],
     "maskedgrad/rows/text.py": ["tests/test_rows.py"],
     "maskedgrad/messages/__init__.py": ["tests/test_rows.py"],
-    "maskedgrad/masking/gradients.py": [
+    "maskedgrad/rows/gradients.py": [
         "tests/masking/test_gradients.py",
         "tests/masking/test_along_axis.py::test_gradients_are_masked_along_any_axis",
+        "tests/test_messages.py",
+    ],
+    "maskedgrad/masking/gradients.py": [
+        "tests/masking/test_gradients.py",
         "tests/masking/test_along_axis.py::test_rows_along_any_axis_train_as_if_alone[SGD]",
     ],
     "maskedgrad/masking/expansion.py": ["tests/masking/test_expansion.py"],

@@ -1,6 +1,5 @@
 """The heart: an optimizer that trains some rows of a table and never sees the others."""
 
-from maskedgrad.masking.gradients import mask_gradients
 from maskedgrad.masking.optimizer import MaskedOptimizer
 
-__all__ = ["MaskedOptimizer", "mask_gradients"]
+__all__ = ["MaskedOptimizer"]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.gradients import Gradient, compact_gradient, touched_rows
+from maskedgrad.masking.gradients import compact_gradient, touched_rows
 from maskedgrad.masking.tables import read_rows
 from maskedgrad.masking.tracing import is_compiled_by_xla
 from maskedgrad.masking.variables import (
@@ -23,6 +23,7 @@ from maskedgrad.masking.variables import (
     read_sparsely,
     share_reads,
 )
+from maskedgrad.rows.gradients import Gradient
 from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable
 

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.gradients import Gradient
 from maskedgrad.masking.inner import check_backend, check_unbuilt, checked_inner_optimizer, made
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
@@ -21,7 +20,7 @@ from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_aga
 from maskedgrad.masking.variables import read_sparsely, read_whole_if_tied, reads_sparsely
 from maskedgrad.rows import AlongAxis, MaskedTable, RowLearningRates, TrainableRows
 from maskedgrad.rows.asked import Asked
-from maskedgrad.rows.gradients import check_number
+from maskedgrad.rows.gradients import Gradient, check_number
 from maskedgrad.rows.saved import (
     decode_row_learning_rates,
     decode_trainable_rows,

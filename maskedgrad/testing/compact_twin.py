@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from maskedgrad.masking.gradients import Gradient
 from maskedgrad.masking.optimizer import MaskedOptimizer
+from maskedgrad.rows.gradients import Gradient
 from maskedgrad.rows.targets import MaskedTable, named, resolve
 from maskedgrad.testing.bits import assert_same_bits
 
