@@ -116,6 +116,8 @@ class CompactTable:
         """All rows that train."""
         return StepRows() if self.is_whole else StepRows(self.ids.value)
 
+    # AutoGraph would make many calls of each in what is recursive here, and has nothing to convert.
+    @tf.autograph.experimental.do_not_convert
     def rows_of_step(self, gradient: Gradient, keeps_idle: bool) -> tuple[Gradient, StepRows]:
         """The gradient of the rows that a step works on, and these rows.
 
