@@ -11,13 +11,12 @@ import tensorflow as tf
 from maskedgrad.distribute.one_device import apply_alone
 from maskedgrad.distribute.workers import check_workers_agree, spans_workers
 from maskedgrad.masking.compact import CompactTable, StepRows
-from maskedgrad.masking.gradients import Gradient
 from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
 from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.asked import Asked
-from maskedgrad.rows.gradients import check_shape
-from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.gradients import Gradient, check_shape
+from maskedgrad.rows.targets import MaskedTable, check_given_once
 from maskedgrad.version import __version__
 
 
@@ -112,7 +111,9 @@ class Masking:
             variables: what is to be trained, tables among it.
         """
         given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
+        of_tables = {id(table.variable) for table in self.tables}
         for table in self.tables:
+            check_given_once(table.variable, variables)
             check_shape(given.get(id(table.variable)), table.variable)
         with tf.control_dependencies([check for table in self.tables for check in table.checks()]):
             are_whole_reads = any(
@@ -127,7 +128,11 @@ class Masking:
                     gradient = tf.convert_to_tensor(gradient)
                 given[id(table.variable)], chosen = table.rows_of_step(gradient, keeps_idle)
                 rows.append(chosen)
-            selected = [given[id(variable)] for variable in variables]
+            # As in Keras, what is no table may be given twice, each time with another gradient.
+            selected = [
+                given[id(variable)] if id(variable) in of_tables else gradient
+                for variable, gradient in zip(variables, gradients, strict=True)
+            ]
             # No read of the whole may last until rows are written, or TensorFlow makes a copy.
             awaited = [each for each in selected if each is not None] if are_whole_reads else []
             with (
