@@ -132,7 +132,10 @@ class CompactTable:
         if self.is_lazy or (keeps_idle and not is_compiled_by_xla()):
             self._check_lengths_may_change()
             if gradient is None:
-                return None, StepRows(*[tf.zeros([0], tf.int64)] * 2)
+                # None, which TensorFlow may not know: it takes all that a window is given in a
+                # graph for of one shape, and would make a constant of the number in other steps.
+                none = tf.where(gather_rows(ids, [0]) < 0)[:, 0]
+                return None, StepRows(none, none)
             if isinstance(gradient, tf.IndexedSlices):
                 selected, *touched = touched_rows(gradient, ids)
                 is_alone = tf.distribute.get_strategy().num_replicas_in_sync == 1

@@ -481,3 +481,23 @@ def test_state_that_is_chosen_by_size_is_not_taken_for_that_of_rows(lazy):
     optimizer.apply([slices_of([3, 3, 4], random)], [table])
     moved = (table.numpy() != before).any(axis=1)
     assert np.flatnonzero(moved).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(("name", "lazy"), [("adam", True), ("sgd", False)])
+def test_steps_with_and_without_a_table_are_made_in_one_graph(name, lazy):
+    slices = tf.IndexedSlices(tf.ones((3, WIDTH)), tf.constant([1, 5, 0]), (6, WIDTH))
+    tables = []
+    for run in (tf.function, lambda step: step):
+        table, other = table_of(np.ones((6, WIDTH))), table_of(np.ones((1, WIDTH)), "other")
+        optimizer = MaskedOptimizer(name, {"table": [1, 2, 5]}, lazy=lazy)
+        optimizer.build([table, other])
+
+        def step(optimizer=optimizer, table=table, other=other):
+            optimizer.apply([tf.ones((1, WIDTH))], [other])
+            optimizer.apply([slices], [table])
+            optimizer.apply([None, tf.ones((1, WIDTH))], [table, other])
+
+        run(step)()
+        tables.append(table)
+    assert np.flatnonzero((np.asarray(tables[0]) != 1).any(axis=1)).tolist() == [1, 5]
+    assert_same_bits(*tables, "the table")
