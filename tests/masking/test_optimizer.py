@@ -130,6 +130,14 @@ def test_gradients_and_variables_must_be_of_one_length():
     assert_same_bits(layer.embeddings, before, "the table")
 
 
+def test_slices_may_tell_their_shape_as_a_tuple():
+    layer = built_layer()
+    before, shape = layer.embeddings.numpy(), tuple(layer.embeddings.shape)
+    slices = tf.IndexedSlices(tf.ones((1, shape[1])), tf.constant(IDS[:1]), shape)
+    MaskedOptimizer("sgd", {layer: IDS}).apply([slices], [layer.embeddings])
+    assert np.flatnonzero((layer.embeddings.numpy() != before).any(axis=1)).tolist() == IDS[:1]
+
+
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("by_path", [False, True])
 def test_a_table_that_is_given_twice_is_refused(by_path, built):

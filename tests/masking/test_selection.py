@@ -179,7 +179,7 @@ MADE = {
     "segments of two axes": lambda x: tf.math.unsorted_segment_sum(
         tf.stack([x, x]), [[1, 2, 1, 4, 2], [0, 1, 1, 1, 2]], 5
     ),
-    "a long chain": lambda x: repeated(x, 600, tf.negative),
+    "a long chain": lambda x: repeated(x, 400, tf.negative),
     "operations that share one": lambda x: repeated(x, 10, lambda x: 0.5 * x + x / 4),
 }
 
