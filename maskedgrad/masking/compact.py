@@ -132,8 +132,7 @@ class CompactTable:
         if self.is_lazy or (keeps_idle and not is_compiled_by_xla()):
             self._check_lengths_may_change()
             if gradient is None:
-                # None, which TensorFlow may not know: it takes all that a window is given in a
-                # graph for of one shape, and would make a constant of the number in other steps.
+                # None, but TensorFlow may not know, or it takes all steps in a graph to have none.
                 none = tf.where(gather_rows(ids, [0]) < 0)[:, 0]
                 return None, StepRows(none, none)
             if isinstance(gradient, tf.IndexedSlices):

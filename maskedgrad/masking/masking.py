@@ -128,11 +128,8 @@ class Masking:
                     gradient = tf.convert_to_tensor(gradient)
                 given[id(table.variable)], chosen = table.rows_of_step(gradient, keeps_idle)
                 rows.append(chosen)
-            # As in Keras, what is no table may be given twice, each time with another gradient.
-            selected = [
-                given[id(variable)] if id(variable) in of_tables else gradient
-                for variable, gradient in zip(variables, gradients, strict=True)
-            ]
+            pairs = zip(variables, gradients, strict=True)  # what is no table may come twice
+            selected = [given[id(v)] if id(v) in of_tables else g for v, g in pairs]
             # No read of the whole may last until rows are written, or TensorFlow makes a copy.
             awaited = [each for each in selected if each is not None] if are_whole_reads else []
             with (

@@ -17,11 +17,7 @@ MOST_SELECTED = 200
 
 
 def selected_rows(
-    tensor: tf.Tensor,
-    ids: tf.Variable,
-    axis: int = 0,
-    length: int | None = None,
-    made: dict[Any, Any] | None = None,
+    tensor: tf.Tensor, ids: tf.Variable, axis: int = 0, length: int | None = None, made: Any = None
 ) -> tf.Tensor:
     """Rows of a tensor, made without the tensor where the operations before it allow.
 
