@@ -116,6 +116,8 @@ class CompactTable:
         """All rows that train."""
         return StepRows() if self.is_whole else StepRows(self.ids.value)
 
+    # AutoGraph would make many calls of each in what is recursive here, and has nothing to convert.
+    @tf.autograph.experimental.do_not_convert
     def rows_of_step(self, gradient: Gradient, keeps_idle: bool) -> tuple[Gradient, StepRows]:
         """The gradient of the rows that a step works on, and these rows.
 
@@ -130,7 +132,9 @@ class CompactTable:
         if self.is_lazy or (keeps_idle and not is_compiled_by_xla()):
             self._check_lengths_may_change()
             if gradient is None:
-                return None, StepRows(*[tf.zeros([0], tf.int64)] * 2)
+                # None, but TensorFlow may not know, or it takes all steps in a graph to have none.
+                none = tf.where(gather_rows(ids, [0]) < 0)[:, 0]
+                return None, StepRows(none, none)
             if isinstance(gradient, tf.IndexedSlices):
                 selected, *touched = touched_rows(gradient, ids)
                 is_alone = tf.distribute.get_strategy().num_replicas_in_sync == 1

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -17,6 +17,8 @@ ELEMENTWISE = {
     *("AddN", "AddV2", "Cast", "Identity", "Mul", "Neg", "RealDiv", "SelectV2", "Sub"),
     "ZerosLike",
 }
+# How many operations, one before the other, are looked into, each by a call in a call.
+LONGEST_CHAIN = 100
 
 
 class Made(NamedTuple):
@@ -84,19 +86,20 @@ def _parts_made_of_less(values: tf.Tensor) -> list[Made] | None:
     """Returns what the slices of each lookup are made of; `None` if something is as large."""
     op, seen = values.op, set[str]()
     are_joined = op.type == "ConcatV2" and tf.get_static_value(op.inputs[-1]) == 0
-    parts = [_made_of_less(each, 1, seen) for each in (op.inputs[:-1] if are_joined else [values])]
+    joined = op.inputs[:-1] if are_joined else [values]
+    parts = [_made_of_less(each, 1, seen, LONGEST_CHAIN) for each in joined]
     return None if None in parts else [part for part in parts if part]
 
 
-def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
+def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str], num_left: int) -> Made | None:
     """Returns what a tensor is made of; `None` if some of that is as large as the tensor.
 
-    Also `None` at an operation that was `seen` before: if several share one, it
-    would be made again for each of them, and so would all those before it.
+    Also `None` where no operations are left to look into, and at one that was `seen` before: if
+    several share one, it would be made again for each of them, and so would all those before it.
     """
     op, rank = tensor.op, tensor.shape.rank
     is_here = tensor.graph is tf.compat.v1.get_default_graph()
-    if rank is None or not is_here or op.name in seen:
+    if rank is None or not is_here or not num_left or op.name in seen:
         return None
     seen.add(op.name)
     inputs: list[Made | None] = [Made(each) for each in op.inputs]
@@ -106,15 +109,15 @@ def _made_of_less(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | No
             return None
         inputs[0] = Made(repeated, num_axes)
     elif op.type == "Reshape":
-        inputs[0] = _reshaped(tensor, num_axes, seen)
+        inputs[0] = _reshaped(tensor, num_axes, seen, num_left - 1)
     elif op.type in ELEMENTWISE:
-        inputs = [_input(each, tensor, num_axes, seen) for each in op.inputs]
+        inputs = [_input(each, tensor, num_axes, seen, num_left - 1) for each in op.inputs]
     else:
         return None
     return None if None in inputs else Made(tensor, num_axes, tuple(filter(None, inputs)))
 
 
-def _reshaped(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
+def _reshaped(tensor: tf.Tensor, num_axes: int, *args: Any) -> Made | None:
     """Returns the tensor before a reshape that keeps slices and numbers them by other axes."""
     value, kept = tensor.op.inputs[0], tensor.shape[num_axes:]
     # The gradient of what a forward pass may have broadcast, where a size is unknown.
@@ -127,11 +130,11 @@ def _reshaped(tensor: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
     is_told = num_axes == 1 or tensor.op.inputs[1].op.type == "Shape"
     if not is_told and not tensor.shape.is_fully_defined():
         return None
-    made = _made_of_less(summed, num_before, seen)
+    made = _made_of_less(summed, num_before, *args)
     return Made(value, num_before, (made, Made(value.op.inputs[1]))) if made and is_sum else made
 
 
-def _input(tensor: tf.Tensor, output: tf.Tensor, num_axes: int, seen: set[str]) -> Made | None:
+def _input(tensor: tf.Tensor, output: tf.Tensor, num_axes: int, *args: Any) -> Made | None:
     """An input of an elementwise operation, of which shapes are aligned at their ends."""
     if tensor.shape.rank is None:
         return None
@@ -140,7 +143,7 @@ def _input(tensor: tf.Tensor, output: tf.Tensor, num_axes: int, seen: set[str]) 
     sizes = zip(tensor.shape, output.shape[num_more:], strict=True)
     if num_more or any(one == 1 != other for one, other in sizes):
         return Made(tensor, num_axes)
-    return _made_of_less(tensor, num_axes, seen)
+    return _made_of_less(tensor, num_axes, *args)
 
 
 def _slices_of_parts(parts: Sequence[Made], places: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.asked import Asked
 from maskedgrad.rows.gradients import Gradient, check_shape
-from maskedgrad.rows.targets import MaskedTable
+from maskedgrad.rows.targets import MaskedTable, check_given_once
 from maskedgrad.version import __version__
 
 
@@ -105,10 +105,7 @@ class Masking:
         return [compact.get(id(variable), variable) for variable in self._known(variables)]
 
     def _known(self, variables: Iterable[Any]) -> list[Any]:
-        """The same variables, with each table in the place of TensorFlow's variable that it holds.
-
-        Keras takes that for the table too, and without this it would train whole.
-        """
+        """With each table for TensorFlow's variable that it holds, which Keras takes for it too."""
         known = {id(table.variable.value): table.variable for table in self.tables}
         return [known.get(id(variable), variable) for variable in variables]
 
@@ -120,23 +117,24 @@ class Masking:
             variables: what is to be trained, tables among it.
         """
         variables = self._known(variables)
-        given = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
+        given = dict(zip(map(id, variables), gradients, strict=True))
+        of_tables = {id(t.variable): given.get(id(t.variable)) for t in self.tables}
         for table in self.tables:
-            check_shape(given.get(id(table.variable)), table.variable)
+            check_given_once(table.variable, variables)
+            check_shape(of_tables[id(table.variable)], table.variable)
         with tf.control_dependencies([check for table in self.tables for check in table.checks()]):
-            are_whole_reads = any(
-                isinstance(given.get(id(table.variable)), tf.Tensor) for table in self.tables
-            )
+            are_whole_reads = any(isinstance(each, tf.Tensor) for each in of_tables.values())
             keeps_idle = self._state.keeps_idle_rows(self.inner_optimizer)
             rows = []
             for table in self.tables:
-                gradient = given.get(id(table.variable))
+                gradient = of_tables[id(table.variable)]
                 are_slices = isinstance(gradient, tf.IndexedSlices)
                 if are_slices and table.is_whole and not self._state.takes_slices:
                     gradient = tf.convert_to_tensor(gradient)
-                given[id(table.variable)], chosen = table.rows_of_step(gradient, keeps_idle)
+                of_tables[id(table.variable)], chosen = table.rows_of_step(gradient, keeps_idle)
                 rows.append(chosen)
-            selected = [given[id(variable)] for variable in variables]
+            pairs = zip(variables, gradients, strict=True)  # what is no table may come twice
+            selected = [of_tables.get(id(v), g) for v, g in pairs]
             # No read of the whole may last until rows are written, or TensorFlow makes a copy.
             awaited = [each for each in selected if each is not None] if are_whole_reads else []
             with (

@@ -12,10 +12,12 @@ from maskedgrad.masking.tracing import is_compiled_by_xla
 from maskedgrad.masking.variables import gather_rows, is_on_gpu, num_rows_of
 
 Axes: TypeAlias = "list[int | None] | None"
+# How many operations are passed on the way back, each a call in a call.
+MOST_SELECTED = 200
 
 
 def selected_rows(
-    tensor: tf.Tensor, ids: tf.Variable, axis: int = 0, length: int | None = None
+    tensor: tf.Tensor, ids: tf.Variable, axis: int = 0, length: int | None = None, made: Any = None
 ) -> tf.Tensor:
     """Rows of a tensor, made without the tensor where the operations before it allow.
 
@@ -28,6 +30,7 @@ def selected_rows(
         ids: an int64 variable of shape `(K,)`, ascending.
         axis: int, the axis that the rows lie along.
         length: K, where the rows are to have it as a part of their shape.
+        made: the rows that were selected on the way here, by tensor and axis.
 
     Example:
 
@@ -36,14 +39,22 @@ def selected_rows(
     >>> rows(tf.constant([[1.0], [2.0]]), tf.constant([[5.0, 6.0]])).numpy().tolist()
     [[10.0, 12.0]]
     """
+    made = {} if made is None else made
 
     def select(tensor: tf.Tensor, axis: int) -> tf.Tensor:
-        return selected_rows(tensor, ids, axis, length)
+        # Once, or each operation that two others share would double what is before it.
+        key = tensor.ref(), axis
+        if key not in made:
+            made[key] = None  # counts from now on
+            made[key] = selected_rows(tensor, ids, axis, length, made)
+        return made[key]
 
     # What an eager step or another graph has made is there already.
-    if tf.is_symbolic_tensor(tensor) and tensor.graph is tf.compat.v1.get_default_graph():
+    is_here = tf.is_symbolic_tensor(tensor) and tensor.graph is tf.compat.v1.get_default_graph()
+    are_ranks_known = is_here and all(each.shape.rank is not None for each in tensor.op.inputs)
+    if are_ranks_known and len(made) < MOST_SELECTED:
         op = tensor.op
-        if op.type == "UnsortedSegmentSum" and axis == 0:
+        if op.type == "UnsortedSegmentSum" and axis == 0 and op.inputs[1].shape.rank == 1:
             return rows_of_slices(tf.IndexedSlices(*op.inputs[:2]), ids, length)
         if op.type == "Reshape" and (rows := _before_reshape(op, axis, select)) is not None:
             # Rows keep all sizes but their number.
@@ -136,7 +147,7 @@ def _axes_broadcast(op: tf.Operation, axis: int) -> Axes:
     shape, from_end = op.outputs[0].shape, axis - op.outputs[0].shape.rank
     axes: list[int | None] = []
     for each in (value.shape for value in op.inputs):
-        is_broadcast = each.rank is not None and (each.rank < -from_end or each[from_end] == 1)
+        is_broadcast = each.rank < -from_end or each[from_end] == 1
         if shape[axis] in {None, 1} or not (is_broadcast or each[from_end] == shape[axis]):
             return None
         axes.append(None if is_broadcast else each.rank + from_end)
@@ -164,7 +175,8 @@ def _axes_of_product(op: tf.Operation, axis: int) -> Axes:
 
 def _axes_by_label(op: tf.Operation, axis: int) -> Axes:
     inputs, output = op.get_attr("equation").decode().split("->")
-    if "." in inputs or any(len(set(each)) < len(each) for each in inputs.split(",")):
+    # A label that is repeated names a diagonal.
+    if "." in inputs or any(len({*each}) < len(each) for each in [output, *inputs.split(",")]):
         return None
     return [each.find(output[axis]) if output[axis] in each else None for each in inputs.split(",")]
 

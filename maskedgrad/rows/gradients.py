@@ -34,6 +34,9 @@ def check_number(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
 
 def _shape_of(gradient: Any) -> Any:
     """The shape of a gradient; `None`, which fits each table, if there is none or it is unknown."""
+    dense_shape = getattr(gradient, "dense_shape", None)
+    if dense_shape is not None and not tf.is_tensor(dense_shape):
+        return dense_shape  # a tuple, which Keras's optimizers take too
     if gradient is None or hasattr(gradient, "shape"):
         return getattr(gradient, "shape", None)
     try:

@@ -181,11 +181,12 @@ def resolve(
 
     Raises:
         TypeError: rows are of another type.
-        ValueError: a target names no variable, or one that cannot have rows
-            or does not train; two targets name the same variable; a target
+        ValueError: a target names no variable, or one that cannot have rows,
+            does not train or is given twice; two targets name the same variable; a target
             selects no row; or the rows do not fit the table.
     """
-    variables = [v for v in variables if isinstance(v, keras.Variable)]
+    given = [v for v in variables if isinstance(v, keras.Variable)]
+    variables = list({id(v): v for v in given}.values())
     found: dict[int, tuple[Named, MaskedTable]] = {}
     for name, rows in requests:
         for variable in _variables_of(name, variables):
@@ -195,9 +196,21 @@ def resolve(
                     f"{describe(found[id(variable)][0].given)} and {describe(name.given)}. "
                     "Join their rows under one target."
                 )
+            check_given_once(variable, given)
             table = MaskedTable(variable, _rows_of(name, variable, rows), _axis_of(name, variable))
             found[id(variable)] = name, table
     return [found[id(v)][1] for v in variables if id(v) in found]
+
+
+def check_given_once(table: keras.Variable, variables: Sequence[Any]) -> None:
+    """Raises a `ValueError` if a table is among variables more than once."""
+    times = sum(variable is table for variable in variables)
+    if times > 1:
+        raise ValueError(
+            "A table must be given once among the variables, since each time would be a step of "
+            f"its rows. Received: {table.path!r}, {times} times. Where parts of a model share it, "
+            "`{id(v): v for v in variables}.values()` has each variable once."
+        )
 
 
 def check_same_tables(

@@ -202,6 +202,25 @@ def test_slices_may_be_put_together_in_any_way(gradient):
         assert_same_bits(received, wanted, "the sum")
 
 
+def test_a_long_chain_of_operations_is_taken_as_it_is():
+    table, ids = tf.Variable(numbers(NUM_ROWS, WIDTH)), tokens(4, 3)
+    places = tf.range(NUM_ROWS, dtype=tf.int64) % 3 - 1
+
+    @tf.function(autograph=False)
+    def both():
+        with tf.GradientTape() as tape:
+            rows = tf.gather(table, ids)
+            for _ in range(350):
+                rows = -rows
+            loss = tf.reduce_sum(tf.sin(tf.reduce_mean(rows, axis=1)))
+        slices = tape.gradient(loss, table)
+        segments = tf.gather(places, slices.indices)
+        whole = tf.math.unsorted_segment_sum(slices.values, segments, 2)
+        return sum_by_segment(slices.values, segments, 2), whole
+
+    assert_same_bits(*both(), "the sum")
+
+
 @pytest.mark.parametrize("reader", sorted(READERS))
 def test_slices_that_repeat_something_smaller_are_not_made(reader):
     table, places = tf.Variable(tf.zeros([NUM_ROWS, WIDTH])), np.arange(NUM_ROWS) - 5

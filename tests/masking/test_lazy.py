@@ -481,3 +481,25 @@ def test_state_that_is_chosen_by_size_is_not_taken_for_that_of_rows(lazy):
     optimizer.apply([slices_of([3, 3, 4], random)], [table])
     moved = (table.numpy() != before).any(axis=1)
     assert np.flatnonzero(moved).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_steps_with_and_without_a_table_are_made_in_one_graph(lazy):
+    slices = tf.IndexedSlices(tf.ones((3, WIDTH)), tf.constant([1, 5, 0]), tf.constant([6, WIDTH]))
+
+    def table_after(run):
+        table, other = table_of(np.ones((6, WIDTH))), table_of(np.ones((1, WIDTH)), "other")
+        optimizer = MaskedOptimizer("sgd", {"table": [1, 2, 5]}, lazy=lazy)
+        optimizer.build([table, other])
+
+        def steps():
+            optimizer.apply([tf.ones((1, WIDTH))], [other])
+            optimizer.apply([slices], [table])
+            optimizer.apply([None, tf.ones((1, WIDTH))], [table, other])
+
+        run(steps)()
+        return table.numpy()
+
+    table = table_after(tf.function(autograph=False))
+    assert np.flatnonzero((table != 1).any(axis=1)).tolist() == [1, 5]
+    assert_same_bits(table, table_after(lambda steps: steps), "the table")

@@ -182,6 +182,39 @@ def test_gradients_and_variables_must_be_of_one_length():
     assert_same_bits(layer.embeddings, before, "the table")
 
 
+def test_slices_may_tell_their_shape_as_a_tuple():
+    layer = built_layer()
+    before, shape = layer.embeddings.numpy(), tuple(layer.embeddings.shape)
+    slices = tf.IndexedSlices(tf.ones((1, shape[1])), tf.constant(IDS[:1]), shape)
+    MaskedOptimizer("sgd", {layer: IDS}).apply([slices], [layer.embeddings])
+    assert np.flatnonzero((layer.embeddings.numpy() != before).any(axis=1)).tolist() == IDS[:1]
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_table_that_is_given_twice_is_refused(by_path, built):
+    layer = built_layer()
+    before = layer.embeddings.numpy()
+    optimizer = MaskedOptimizer("sgd", {layer.embeddings.path if by_path else layer: IDS})
+    if built:
+        optimizer.build([layer.embeddings])
+    with pytest.raises(ValueError, match=r"must be given once.*2 times"):
+        optimizer.apply(dense_gradients(layer.embeddings) * 2, [layer.embeddings] * 2)
+    assert_same_bits(layer.embeddings, before, "the table")
+
+
+def test_a_variable_that_is_given_twice_takes_both_gradients_as_in_keras():
+    layer, twice, stock = built_layer(), kernel(), kernel()
+    optimizer = MaskedOptimizer("sgd", {layer: IDS})
+    one, two = dense_gradients(stock)[0], 3 * dense_gradients(stock)[0]
+    optimizer.build([layer.embeddings, twice])
+    optimizer.apply(
+        [*dense_gradients(layer.embeddings), one, two], [layer.embeddings, twice, twice]
+    )
+    keras.optimizers.SGD().apply([one, two], [stock, stock])
+    assert_same_bits(twice, stock, "the kernel")
+
+
 def test_a_variable_that_was_not_built_is_refused():
     layer = built_layer()
     optimizer = MaskedOptimizer("sgd", {layer: IDS})

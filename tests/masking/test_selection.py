@@ -154,3 +154,48 @@ def test_a_gradient_of_an_outer_graph_is_gathered():
         return tf.cond(condition, lambda: selected_rows(made, ids), lambda: tf.zeros([4, WIDTH]))
 
     assert_same_bits(rows(TABLE, tf.constant(True)), -TABLE[IDS], "rows")
+
+
+def drawn(*shape):
+    return tf.constant(RANDOM.normal(size=shape).astype("float32"))
+
+
+def of_unknown_rank(value):
+    return tf.raw_ops.PlaceholderWithDefault(input=value, shape=tf.TensorShape(None))
+
+
+def repeated(value, times, change):
+    for _ in range(times):
+        value = change(value)
+    return value
+
+
+# Of shape (5, 5), made in ways that a rule might take for another.
+MADE = {
+    # As the gradient of `tf.einsum("vv,bv->b", table, x)`.
+    "a diagonal": lambda x: tf.raw_ops.Einsum(inputs=[x[0], x], equation="b,bv->vv"),
+    "a product of unknown rank": lambda x: tf.raw_ops.MatMul(a=of_unknown_rank(x), b=x),
+    "a second factor of unknown rank": lambda x: tf.raw_ops.MatMul(a=x, b=of_unknown_rank(x)),
+    "segments of two axes": lambda x: tf.math.unsorted_segment_sum(
+        tf.stack([x, x]), [[1, 2, 1, 4, 2], [0, 1, 1, 1, 2]], 5
+    ),
+    "a long chain": lambda x: repeated(x, 400, tf.negative),
+    "operations that share one": lambda x: repeated(x, 10, lambda x: 0.5 * x + x / 4),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_rows_are_gathered_where_no_rule_holds(name):
+    ids = tf.Variable([3], dtype=tf.int64)
+
+    @tf.function(autograph=False)
+    def both(value):
+        made = MADE[name](value)
+        return [
+            (selected_rows(made, ids, axis), tf.gather(made, ids, axis=axis)) for axis in (0, 1)
+        ]
+
+    for pair in both(value := drawn(5, 5)):
+        # A product of fewer rows may add in another order.
+        np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-7)
+    assert len(both.get_concrete_function(value).graph.get_operations()) < 2000
