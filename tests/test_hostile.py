@@ -41,6 +41,7 @@ from maskedgrad.cli.patched_file import apply_to_file
 from maskedgrad.cli.saved_tables import open_tables
 from maskedgrad.cli.verification import compare_files
 from maskedgrad.files import write_together
+from maskedgrad.patches.parts import parts_of
 from maskedgrad.patches.peft import read_adapter, write_adapter
 from maskedgrad.patches.table import TablePatch
 from maskedgrad.testing import assert_same_bits
@@ -110,7 +111,7 @@ def test_tensors_that_overlap_are_refused(saved_patch):
 def test_a_name_that_the_json_of_a_patch_holds_twice_is_refused(saved_patch):
     tables = {PATH: {"num_rows": 7, "digest": "0" * 64}}
     header = {"version": 1, "tables": tables, "sha256": patch().checksum}
-    tensors = dict(patch()._parts()[1])
+    tensors = dict(parts_of(patch().tables.values())[1])
     text = json.dumps(header).replace('"version": 1', '"version": 1, "version": 1')
     saved_patch.write_bytes(save(tensors, metadata={"row_patch": json.dumps(header)}))
     assert RowPatch.load(saved_patch) == patch()

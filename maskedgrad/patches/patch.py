@@ -10,14 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
-import numpy as np
 
 from maskedgrad.files import FilePath, checked_path
 from maskedgrad.masking.of_model import masked_optimizer_in, masked_tables
-from maskedgrad.masking.tables import read_rows, same_bits
-from maskedgrad.messages import shorten
+from maskedgrad.masking.tables import read_rows
 from maskedgrad.messages.grid import Grid, html_of, listed
 from maskedgrad.patches.file import checksum, read_patch_file, write_patch_file
+from maskedgrad.patches.parts import parts_of, tables_of
 from maskedgrad.patches.placement import AppliedRowPatch, check_bases, placements, revert
 from maskedgrad.patches.table import (
     TablePatch,
@@ -27,7 +26,6 @@ from maskedgrad.patches.table import (
     variable_at,
 )
 from maskedgrad.patches.words import with_words
-from maskedgrad.rows.rows import Rows
 from maskedgrad.rows.targets import MaskedTable, describe
 from maskedgrad.rows.vocabulary import by_path
 
@@ -74,7 +72,7 @@ class RowPatch:
     @functools.cached_property
     def checksum(self) -> str:
         """The SHA-256 of all that the patch holds; patches of one checksum are equal."""
-        return checksum(*self._parts())
+        return checksum(*parts_of(self.tables.values()))
 
     @classmethod
     def from_model(
@@ -151,7 +149,7 @@ class RowPatch:
         ...     RowPatch.load(f"{folder}/city.safetensors") == patch
         True
         """
-        write_patch_file(checked_path(path), *self._parts())
+        write_patch_file(checked_path(path), *parts_of(self.tables.values()))
 
     @classmethod
     def load(cls, path: FilePath) -> "RowPatch":
@@ -167,27 +165,12 @@ class RowPatch:
         """
         headers, tensors = read_patch_file(checked_path(path))
         try:
-            patch = cls(
-                *(
-                    TablePatch(
-                        path=table_path,
-                        rows=Rows(tensors[f"{table_path}/ids"], header["num_rows"]),
-                        values=tensors[f"{table_path}/values"],
-                        original=tensors.get(f"{table_path}/original"),
-                        digest=_digest(header),
-                        words=tuple(header["words"]) if "words" in header else None,
-                        anchors=header.get("anchors"),
-                    )
-                    for table_path, header in headers.items()
-                )
-            )
-            _check_says_the_same(patch, headers, tensors)
+            return cls(*tables_of(headers, tensors))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 "A row patch must hold ids, values and a digest for each of its tables. "
                 f"Received: {os.fspath(path)!r}, which does not: {error}"
             ) from error
-        return patch
 
     def applied(
         self,
@@ -302,20 +285,6 @@ class RowPatch:
             )
         return AppliedRowPatch(model, placed)
 
-    def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What a file of the patch holds: a header for each table, and the tensors."""
-        headers: dict[str, Any] = {}
-        tensors: dict[str, np.ndarray] = {}
-        for path, table in self.tables.items():
-            headers[path] = {"num_rows": table.rows.num_rows, "digest": table.digest}
-            if table.words is not None:
-                headers[path] |= {"words": list(table.words), "anchors": dict(table.anchors or {})}
-            tensors[f"{path}/ids"] = table.ids
-            tensors[f"{path}/values"] = table.values
-            if table.original is not None:
-                tensors[f"{path}/original"] = table.original
-        return headers, tensors
-
     def __eq__(self, other: object) -> bool:
         return self.checksum == other.checksum if isinstance(other, RowPatch) else NotImplemented
 
@@ -355,31 +324,6 @@ def _check_can_be_patched(model: keras.Model, tables: list[MaskedTable]) -> None
                 f"{table.path!r} along axis {table.axis}. Save the weights of the "
                 "model: `model.save_weights(path)`."
             )
-
-
-def _digest(header: Mapping[str, Any]) -> str:
-    digest = header["digest"]
-    if not isinstance(digest, str):
-        raise TypeError(f"a digest must be a string, and one is {shorten(digest)}")
-    return digest
-
-
-def _check_says_the_same(
-    patch: RowPatch, headers: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
-) -> None:
-    """Raises a `ValueError` if a file that was read is not what `save` makes of the patch.
-
-    Whoever writes such a file by another program can forget to put the ids in order: each row
-    would get the values of another one.
-    """
-    told, held = patch._parts()
-    if told != headers:
-        raise ValueError("its header says more or something else than that of a row patch")
-    if held.keys() != tensors.keys():
-        raise ValueError(f"it holds something else too: {sorted(tensors.keys() - held.keys())}")
-    differ = [name for name in held if not same_bits(held[name], tensors[name])]
-    if differ:
-        raise ValueError(f"ids must be ascending and int64, and {differ} are not")
 
 
 def _with_original(
