@@ -29,12 +29,6 @@ settings.register_profile(
 settings.register_profile("thorough", max_examples=200, stateful_step_count=30, **COMMON)
 settings.load_profile("default")
 
-SHARING_FILES = {
-    "tests/compatibility/test_multi_worker.py",
-    "tests/test_house.py",
-    "tests/test_package.py",
-}
-
 # Grids of fewer cases run whole.
 SMALLEST_GRID = 4
 
@@ -52,19 +46,6 @@ def pytest_collection_modifyitems(items):
             if _values_of(case) <= tried:
                 case.add_marker(pytest.mark.thorough)
             tried |= _values_of(case)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """The tests of a file that shares what takes long to set up run in one process."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return file if file in SHARING_FILES else nodeid
-
-    return Scheduling(config, log)
 
 
 def pytest_collection_finish():

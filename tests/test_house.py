@@ -135,6 +135,7 @@ def seen_by_users() -> tuple[set[str], set[str]]:
     return set(names.split()), set(modules.split())
 
 
+@pytest.mark.processes
 def test_users_see_public_names_alone(seen_by_users):
     names, _ = seen_by_users
     assert names == {*maskedgrad.__all__, *PUBLIC_ROOMS}
@@ -151,6 +152,7 @@ def test_type_checkers_read_of_the_names_that_python_finds():
         assert getattr(maskedgrad, name) is found, name
 
 
+@pytest.mark.processes
 def test_an_import_needs_no_extra(seen_by_users):
     _, modules = seen_by_users
     assert not modules & EXTRAS
@@ -167,6 +169,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.processes
 def test_a_python_without_tensorflow_is_told_what_to_install():
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -188,6 +191,7 @@ assert not missing, missing
 """
 
 
+@pytest.mark.processes
 def test_a_command_finds_the_package_whole_when_it_needs_it(tmp_path):
     """A program of this name is taken for the command, and imports names as they are used."""
     program = tmp_path / "maskedgrad"
@@ -253,18 +257,13 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id in {"self", "cls"}
 
 
-OUTSIDE = [
-    path
-    for folder in (PACKAGE, TESTS)
-    for path in sorted(folder.rglob("*.py"))
-    if path.parent.name != "masking"
-]
-
-
-@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_no_private_name_of_the_heart_is_used_outside(path):
+def test_no_private_name_of_the_heart_is_used_outside():
     of_heart = set().union(*(private_names_defined(syntax_of(each)) for each in HEART.glob("*.py")))
-    # What a file defines under the same name is its own.
-    foreign = of_heart - private_names_defined(tree := syntax_of(path))
-    used = [(line, name) for line, name in names_used(tree) if name in foreign]
+    used = []
+    for path in [*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")]:
+        if path.parent.name == "masking":
+            continue
+        # What a file defines under the same name is its own.
+        foreign = of_heart - private_names_defined(tree := syntax_of(path))
+        used += [(path.name, line, name) for line, name in names_used(tree) if name in foreign]
     assert used == []

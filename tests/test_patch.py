@@ -593,19 +593,19 @@ def test_no_mutation_of_a_file_loads_other_values(tmp_path_factory, patch_bytes,
             assert RowPatch.load(path) == patch
 
 
-def test_every_flipped_bit_is_seen_or_means_nothing(tmp_path, patch_bytes):
+def test_a_flipped_bit_of_any_byte_is_seen_or_means_nothing(tmp_path, patch_bytes):
     patch, whole = patch_bytes
     path = tmp_path / "rows.safetensors"
     num_refused = 0
     for place in range(len(whole)):
-        for bit in (1, 128):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-            try:
-                assert RowPatch.load(path) == patch
-            except ValueError:
-                num_refused += 1
+        flipped = whole[place] ^ 1 << place % 8
+        path.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        try:
+            assert RowPatch.load(path) == patch
+        except ValueError:
+            num_refused += 1
     # What is let pass can be white space that pads the header, and no more.
-    assert num_refused >= 2 * (len(whole) - 8)
+    assert num_refused >= len(whole) - 8
 
 
 def crafted(

@@ -107,15 +107,18 @@ CASES = [CASES[place] for place in np.random.default_rng(0).permutation(len(CASE
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("half", [0, 1])
 def test_a_copy_masks_the_same_table_or_refuses(half, built, frozen, tmp_path):
-    """Which table that is, is seen by what moves: nothing but `ROW`."""
-    outcomes = {"masked": 0, "refused": 0}
+    """Which table that is, is seen by what moves: nothing but `ROW`.
+
+    Names of their own tell tables apart, and a `MaskedModel` does where all of them train.
+    """
     cases = CASES[4 * half + 2 * built + frozen :: 8]  # each once, in one of the four settings
     for number, (kind, base, names, which, how) in enumerate(cases):
         make, tables_of = MAKERS[kind]
         keras.utils.set_random_seed(0)
         model, layers = make(base, names)
         layers[1 - which].trainable = not frozen
-        model.compile(MaskedOptimizer("sgd", {layers[which]: [ROW]}), loss="mse")
+        optimizer = MaskedOptimizer("sgd", {layers[which]: [ROW]})
+        model.compile(optimizer, loss="mse", run_eagerly=True)  # one step: a graph would not pay
         if built:
             model.optimizer.build(model.trainable_variables)
         folder = tmp_path / str(number)
@@ -127,15 +130,14 @@ def test_a_copy_masks_the_same_table_or_refuses(half, built, frozen, tmp_path):
         except ValueError as error:
             if not re.search("beyond doubt. Saved: .* Found", str(error)):
                 raise
-            outcomes["refused"] += 1
+            assert names != ("words", "items"), (kind, base, names, which, how)
+            assert frozen or base is not MaskedModel, (kind, base, names, which, how)
             continue
         moved = [
             np.flatnonzero((table.numpy() != old).any(axis=1)).tolist()
             for table, old in zip(tables_of(other), before, strict=True)
         ]
-        assert set(moved[which]) <= {ROW}, (kind, base, names, which, how, moved)
-        outcomes["masked"] += 1
-    assert outcomes["masked"] > len(cases) // 2, outcomes
+        assert moved[which] == [ROW], (kind, base, names, which, how, moved)
 
 
 def test_an_exact_path_of_two_tables_is_refused():
