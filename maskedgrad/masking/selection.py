@@ -51,8 +51,7 @@ def selected_rows(
 
     # What an eager step or another graph has made is there already.
     is_here = tf.is_symbolic_tensor(tensor) and tensor.graph is tf.compat.v1.get_default_graph()
-    are_ranks_known = is_here and all(each.shape.rank is not None for each in tensor.op.inputs)
-    if are_ranks_known and len(made) < MOST_SELECTED:
+    if is_here and len(made) < MOST_SELECTED:
         op = tensor.op
         if op.type == "UnsortedSegmentSum" and axis == 0 and op.inputs[1].shape.rank == 1:
             return rows_of_slices(tf.IndexedSlices(*op.inputs[:2]), ids, length)
@@ -60,7 +59,8 @@ def selected_rows(
             # Rows keep all sizes but their number.
             sizes = enumerate(tensor.shape)
             return tf.reshape(rows, [-1 if each == axis else size for each, size in sizes])
-        rule = AXES_OF_INPUTS.get(op.type)
+        are_ranks_known = all(each.shape.rank is not None for each in [tensor, *op.inputs])
+        rule = AXES_OF_INPUTS.get(op.type) if are_ranks_known else None
         if tensor.shape.rank and rule and (axes := rule(op, axis)):
             inputs = zip(op.inputs, axes, strict=True)
             return like(op, [each if at is None else select(each, at) for each, at in inputs])

@@ -79,6 +79,7 @@ OFTEN: set[str] = set()
 DIFFER = {
     "an_optimizer_given_too_few_gradients": "Keras steps the first variables and says nothing",
     "an_optimizer_given_a_generator_of_gradients": "Keras asks for its length, and fails",
+    "an_optimizer_given_gradients_of_another_shape": "TensorFlow fails, where we say what is wrong",
 }
 
 
@@ -109,6 +110,8 @@ def unwrapped(optimizer: Any) -> Any:
 def learned(model: keras.Model) -> dict[str, Any]:
     """All that training has changed: weights, and state with the names that it has."""
     state = unwrapped(model.optimizer).variables
+    # A scaler that a stock model adds is around a `MaskedOptimizer`, which holds one thing more.
+    state = [variable for variable in state if not variable.name.endswith("_trainable_rows")]
     return {
         "weights": {str(i): w for i, w in enumerate(model.get_weights())},
         "names": [variable.name for variable in state],
