@@ -15,6 +15,7 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.python.framework import op_callbacks
 
 from maskedgrad import MaskedModel, MaskedOptimizer, MaskedTrainStep
+from maskedgrad.masking.tables import read_rows, write_rows
 from tests.features import feature, needs, some_optimizer_classes
 
 ReversibleEmbedding = feature("layers.ReversibleEmbedding")
@@ -368,6 +369,20 @@ def test_a_tied_table_is_neither_moved_nor_copied(options):
         model.fit(TOKENS[:1], np.roll(TOKENS[:1], 1, axis=1), verbose=0)
         assert memory_of(words.embeddings) == before
         assert before[1]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [read_rows, lambda table, ids: write_rows(table, ids, np.ones((len(IDS), 8)))],
+    ids=["read", "written"],
+)
+def test_a_table_whose_rows_are_read_or_written_is_neither_moved_nor_copied(use):
+    table = keras.layers.Embedding(NUM_ROWS, 8)
+    table.build()
+    before = memory_of(table.embeddings)
+    use(table.embeddings, np.array(IDS))
+    assert memory_of(table.embeddings) == before
+    assert before[1]
 
 
 def test_a_tied_table_trains_on_replicas():
