@@ -104,7 +104,7 @@ class RowState:
         def step() -> bool:
             zeros = tf.constant([0, 0], tf.int64)
             try:
-                trial = self._trial(NUM_ROWS)
+                trial = self._trial(NUM_ROWS, dtype=None)  # that of tables: some take no other
                 tables = [(t[:2], tf.constant(t.shape, tf.int64)) for t in trial.tables]
                 trial.apply([tf.IndexedSlices(rows, zeros, shape) for rows, shape in tables])
             except Exception:
@@ -187,19 +187,21 @@ class RowState:
             return RowSteps("its step relies on the number of rows", keeps_idle_rows=False)
         if any(table.axis for table in self._tables):
             return RowSteps("rows lie along another axis than the first", keeps_idle_rows=False)
-        try:
-            return try_row_steps(self._trial, is_lazy)
-        except Exception as error:
-            return RowSteps(str(error) or type(error).__name__, keeps_idle_rows=False)
+        for dtype in ("float64", "float32"):  # which is that of a learning rate, if nobody casts it
+            try:
+                return try_row_steps(functools.partial(self._trial, dtype=dtype), is_lazy)
+            except Exception as error:
+                problem = str(error) or type(error).__name__
+        return RowSteps(problem, keeps_idle_rows=False)
 
-    def _trial(self, num_rows: int) -> Trial:
+    def _trial(self, num_rows: int, dtype: str | None) -> Trial:
         """A trial of steps, at a learning rate that shows."""
         random = np.random.default_rng(1)
         tables = []
         for table in self._tables:
             # The first rows are the same however many there are.
             values = random.standard_normal((NUM_ROWS, *table.variable.shape[1:]))[:num_rows]
-            tables.append(StandIn(table.variable, values, dtype="float64"))
+            tables.append(StandIn(table.variable, values, dtype=dtype))
         optimizer = self._built(tables, learning_rate=0.5)
         row_state = self.of(optimizer)
         if any(axis.axis for _, axis in row_state):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from maskedgrad import AlongAxis, MaskedModel, MaskedOptimizer
 from maskedgrad.testing import assert_same_bits, optimizer_classes
 from tests.devices import mirrored_strategy
-from tests.features import exported, some_optimizer_classes
+from tests.features import exported, needs_muon, some_optimizer_classes
 
 NUM_ROWS, WIDTH = 20, 3
 # What steps rows one by one; a class of Keras that is not here is tried, and must be refused.
@@ -250,12 +250,28 @@ class MixesRows(keras.optimizers.SGD):
         super().update_step(gradient + mean, variable, learning_rate)
 
 
+class InFloat32(keras.optimizers.SGD):
+    """Does not cast its numbers to the dtype of what it trains, as many do not."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, tf.constant(0.5) * tf.convert_to_tensor(gradient))
+
+
+class MixesRowsInFloat32(MixesRows):
+    """As `MixesRows`, in one dtype."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient * tf.constant(0.5), variable, learning_rate)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         MovesAllRows,
         lambda: MovesAllRows(every=5),
         MixesRows,
+        InFloat32,
+        MixesRowsInFloat32,
         lambda: keras.optimizers.SGD(0.1, momentum=0.9),
         lambda: keras.optimizers.SGD(0.1, weight_decay=0.1),
         lambda: keras.optimizers.SGD(0.1, use_ema=True),
@@ -287,6 +303,7 @@ def test_an_optimizer_that_is_told_to_decay_later_decays_all_rows():
     ("inner", "match"),
     [
         (MixesRows, "depends on other rows"),
+        (MixesRowsInFloat32, "depends on other rows"),
         (lambda: keras.optimizers.Adam(use_ema=True), "use_ema"),
         (lambda: keras.optimizers.Adam(gradient_accumulation_steps=2), "accumulation"),
     ],
@@ -297,6 +314,37 @@ def test_what_has_no_lazy_meaning_is_refused_before_anything_is_built(inner, mat
         optimizer.build([table_of()])
     assert not optimizer.built
     assert not optimizer.inner_optimizer.built
+
+
+def test_an_optimizer_of_one_dtype_can_be_lazy():
+    table, before = table_of(), table_of().numpy()
+    optimizer = MaskedOptimizer(InFloat32(), {"table": range(3, 18)}, lazy=True)
+    optimizer.apply([slices_of([4, 5, 5, 1], np.random.default_rng(0))], [table])
+    assert np.flatnonzero((table.numpy() != before).any(axis=1)).tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.Adam(0.1, clipnorm=0.5),
+        lambda: InFloat32(clipnorm=0.5),
+        pytest.param(
+            lambda: keras.optimizers.Muon(0.1, exclude_embeddings=False, clipnorm=0.5),
+            marks=needs_muon(),
+        ),
+    ],
+    ids=["Adam", "InFloat32", "Muon"],
+)
+def test_slices_of_all_rows_are_clipped_as_stock_optimizers_clip_them(make):
+    """By the norm of slices that may repeat a row, which is not that of their sum."""
+    slices = slices_of([4, 5, 5], np.random.default_rng(0))
+    tables, optimizers = (
+        (table_of(), table_of()),
+        (MaskedOptimizer(make(), {"table": slice(None)}), make()),
+    )
+    for table, optimizer in zip(tables, optimizers, strict=True):
+        optimizer.apply([slices], [table])
+    assert_same_bits(*tables, "the table")
 
 
 def test_rows_along_another_axis_are_refused():
