@@ -64,6 +64,13 @@ def test_what_is_written_is_read_again_to_the_same_bits(
     assert np.array_equal(bits(again[:-1].astype(dtype)), bits(table))
 
 
+def test_a_binary_file_of_one_number_that_ends_like_a_row_of_text_is_read_as_binary(tmp_path):
+    table = np.frombuffer(b"\0\0 6", np.float32)[np.newaxis]
+    save_vectors(tmp_path / "one.bin", table, ["0"])
+    again, _ = load_vectors(tmp_path / "one.bin", ["<none>", "0"], "zeros", padding="<none>")
+    assert np.array_equal(bits(again[1:]), bits(table))
+
+
 @cheap
 @given(any_bits(np.float32, 40))
 def test_text_has_no_more_digits_than_it_takes(numbers):

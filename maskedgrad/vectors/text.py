@@ -66,7 +66,8 @@ def are_rows(content: bytes) -> bool:
 
 def _is_row(line: bytes) -> bool:
     _, space, last = line.rpartition(b" ")
-    return bool(space and is_number(last))
+    # Text holds no byte below a tab, and a binary number often does.
+    return bool(space and is_number(last) and min(line) >= ord("\t"))
 
 
 def without_mark(word: bytes, slot_of: Mapping[str, int]) -> bytes:
