@@ -71,6 +71,16 @@ def test_a_binary_file_of_one_number_that_ends_like_a_row_of_text_is_read_as_bin
     assert np.array_equal(bits(again[1:]), bits(table))
 
 
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("names", [["\0end\0"], ["a\0b"], ["\0"], ["a\1"], ["a\0", "b"]])
+def test_words_of_text_may_hold_bytes_that_are_rare_in_text(names, header, tmp_path):
+    rows = "".join(f"{name} 1.5\n" for name in names)
+    first = f"{len(names)} 1\n" if header else ""
+    (tmp_path / "rare.txt").write_text(first + rows)
+    again, _ = load_vectors(tmp_path / "rare.txt", ["<none>", *names], "zeros", padding="<none>")
+    assert (again[1:] == 1.5).all()
+
+
 @cheap
 @given(any_bits(np.float32, 40))
 def test_text_has_no_more_digits_than_it_takes(numbers):

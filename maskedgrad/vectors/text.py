@@ -60,14 +60,19 @@ def looks_like_rows(content: bytes) -> bool:
 
 
 def are_rows(content: bytes) -> bool:
-    """Whether all lines of a file, without its header, are rows of text."""
-    return all(map(_is_row, filter(None, map(bytes.rstrip, content.split(b"\n")))))
+    """Whether all lines of a file, without its header, are rows of text.
+
+    A last one without its end is none if bytes below a tab come after its first space: they are
+    of a binary number, since a file of text would be refused for the end that it lacks.
+    """
+    numbers = content.rpartition(b"\n")[2].partition(b" ")[2]
+    lines = filter(None, map(bytes.rstrip, content.split(b"\n")))
+    return min(numbers, default=ord("\t")) >= ord("\t") and all(map(_is_row, lines))
 
 
 def _is_row(line: bytes) -> bool:
     _, space, last = line.rpartition(b" ")
-    # Text holds no byte below a tab, and a binary number often does.
-    return bool(space and is_number(last) and min(line) >= ord("\t"))
+    return bool(space and is_number(last))
 
 
 def without_mark(word: bytes, slot_of: Mapping[str, int]) -> bytes:
