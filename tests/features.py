@@ -53,6 +53,14 @@ def has_muon() -> bool:
     return True
 
 
+@functools.cache
+def clones_are_compiled() -> bool:
+    """Whether Keras compiles the clone of a model that is compiled; 3.8 does not."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    return bool(keras.models.clone_model(model).compiled)
+
+
 def needs_muon() -> pytest.MarkDecorator:
     """Skips where Keras has no `Muon` that steps on TensorFlow."""
     return pytest.mark.skipif(not has_muon(), reason="this Keras has no Muon for TensorFlow")

@@ -62,8 +62,10 @@ def assert_step_is_that_of_a_whole_table(model_class, step) -> None:
     before = np.array(words.embeddings)
     for each in (model, whole):
         step(each)
-        # A `LossScaleOptimizer` of an old Keras counts no steps itself.
-        optimizer = getattr(each.optimizer, "inner_optimizer", each.optimizer)
+        optimizer = each.optimizer
+        while hasattr(optimizer, "inner_optimizer"):
+            # A `LossScaleOptimizer` of an old Keras counts no steps itself.
+            optimizer = optimizer.inner_optimizer
         assert int(optimizer.iterations) == 1
     assert_only_trained(before, words.embeddings)
     # About a dozen slices are added up for a row, each rounded, in another order.
