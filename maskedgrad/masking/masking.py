@@ -116,6 +116,12 @@ class Masking:
             gradients: of `variables`.
             variables: what is to be trained, tables among it.
         """
+        if problem := self._state.length_problem(self.inner_optimizer, self.tables):
+            raise ValueError(
+                "The state of the inner optimizer must be of the rows that train. Received state "
+                f"of others, as after a checkpoint that was restored in part: {problem}. Restore "
+                "one of the rows that train now, or compile the model anew."
+            )
         variables = self._known(variables)
         given = dict(zip(map(id, variables), gradients, strict=True))
         of_tables = {id(t.variable): given.get(id(t.variable)) for t in self.tables}

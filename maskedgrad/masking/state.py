@@ -78,9 +78,7 @@ class RowState:
         state = optimizer.variables
         if not self._problem and len(state) != len(self._axes):
             self._problem = "its state is chosen by the sizes of variables"
-        for variable, axis in self.of(optimizer):
-            if variable.shape[axis.axis] != tables[axis.table].ids.shape[0]:
-                self._problem = f"{variable.path!r} has not one entry for each row"
+        self._problem = self._problem or self.length_problem(optimizer, tables)
         if self._problem and any(table.is_lazy for table in tables):
             raise _cannot_be_lazy(self._problem)
         for variable, axis in self.of(optimizer):
@@ -90,6 +88,14 @@ class RowState:
             make_row_variable(table.compact, table.axis, self._any_length)
             if table.is_lazy or self._steps.keeps_idle_rows:
                 table.step_on_touched_rows(v for v, a in self.of(optimizer) if a.table == number)
+
+    def length_problem(self, optimizer: Any, tables: Sequence[CompactTable]) -> str:
+        """Which state has not one entry for each row that trains; empty if all has."""
+        with tf.init_scope():
+            for variable, axis in self.of(optimizer):
+                if variable.shape[axis.axis] != tables[axis.table].ids.shape[0]:
+                    return f"{variable.path!r} has not one entry for each row"
+        return ""
 
     def keeps_idle_rows(self, optimizer: Any) -> bool:
         """Whether rows whose gradient is zero keep their bits, and those of their state."""

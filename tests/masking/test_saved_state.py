@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
 from maskedgrad.testing import assert_same_bits, optimizer_classes, optimizers, row_sets
 from maskedgrad.testing.strategies import WRAPPERS
-from tests.features import has_muon, some_optimizer_classes
+from tests.features import has_muon, needs_muon, some_optimizer_classes
 
 NUM_ROWS, WIDTH = 6, 2
 ALL_ROWS = range(NUM_ROWS)
@@ -374,3 +374,26 @@ def test_each_of_two_tables_keeps_its_rows_and_its_state(
         assert_same_values(other.weights, values_of(model.weights))
         for each in (model, other):
             each.train_on_batch([X, X[::-1]], Y)
+
+
+@needs_muon()
+@pytest.mark.parametrize(
+    ("saved", "before"), [(ALL_ROWS, [0, 1]), ([0, 1], ALL_ROWS), ([0, 1], [4])]
+)
+def test_state_of_other_rows_than_train_moves_no_table(saved, before, tmp_path):
+    """Of a fixed length, TensorFlow restores the rows and then fails to restore their state."""
+
+    def made(rows):
+        muon = keras.optimizers.Muon(0.1, exclude_embeddings=False, weight_decay=0.1)
+        model, table = masked(muon, rows)
+        train(model)
+        return model, table
+
+    load = save(made(saved)[0], "tf.train.Checkpoint", tmp_path)
+    model, table = made(before)
+    with pytest.raises((ValueError, tf.errors.OpError)):
+        load(model).assert_consumed()
+    values = table.numpy()
+    with pytest.raises((ValueError, tf.errors.OpError)):
+        train(model)
+    assert_same_bits(table, values, "the table")
