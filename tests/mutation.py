@@ -237,8 +237,12 @@ def mutants_of(source: str) -> Iterator[str]:
             mutant = mutate_code(source, operator, occurrence)
             if mutant is None:
                 break
-            if meaning(mutant) not in seen:
-                seen.add(meaning(mutant))
+            try:
+                meant = meaning(mutant)
+            except SyntaxError:  # `not` before `rows := ...`, which would need parentheses
+                continue
+            if meant not in seen:
+                seen.add(meant)
                 yield mutant
 
 
