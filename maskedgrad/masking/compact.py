@@ -62,8 +62,7 @@ class CompactTable:
             self.multipliers = _number_for_each_row(
                 table, multipliers_of(table), self.variable.dtype, "learning_rates"
             )
-        held = table.rows.ids[: 1 if self.is_whole else None]
-        self.compact = StandIn(self.variable, _rows_in_place(table, held), self.axis)
+        self.compact = stand_in_for(table, 1 if self.is_whole else None)
         # If a step works on the rows that a batch touches: the compact variable and each of the
         # row state, with a smaller variable that holds those rows during the step.
         self._windows: list[tuple[RowVariable, tf.Variable]] = []
@@ -87,8 +86,7 @@ class CompactTable:
         if self.multipliers is not None:
             self.multipliers.assign_rows(multipliers_of(table))
         # XLA lets no step change the length of a variable, so it is right before one.
-        held = table.rows.ids[: 1 if self.is_lazy else None]
-        self.compact.assign_rows(_rows_in_place(table, held))
+        self.compact.assign_rows(_rows_in_place(table, 1 if self.is_lazy else None))
 
     @property
     def is_whole(self) -> bool:
@@ -255,13 +253,14 @@ def _put_rows(state: tf.Variable, places: tf.Tensor, window: tf.Variable, rows: 
 TRACED_FOR_OTHER_ROWS = "traced_for_other_rows__call_make_train_function_with_force"
 
 
-def stand_in_for(table: MaskedTable) -> StandIn:
-    """A variable that holds the trainable rows of a table, and answers to its path."""
-    return StandIn(table.variable, _rows_in_place(table, table.rows.ids), table.axis)
+def stand_in_for(table: MaskedTable, num_rows: int | None = None) -> StandIn:
+    """A variable that holds the first or all trainable rows of a table, and answers to its path."""
+    return StandIn(table.variable, _rows_in_place(table, num_rows), table.axis)
 
 
-def _rows_in_place(table: MaskedTable, ids: np.ndarray) -> np.ndarray:
-    return np.moveaxis(read_rows(table.variable, ids, table.axis), 0, table.axis)
+def _rows_in_place(table: MaskedTable, num_rows: int | None) -> np.ndarray:
+    rows = read_rows(table.variable, table.rows.ids[:num_rows], table.axis)
+    return np.moveaxis(rows, 0, table.axis)
 
 
 def multipliers_of(table: MaskedTable) -> np.ndarray:

@@ -34,9 +34,8 @@ class OptionsOfInner(keras.optimizers.Optimizer):
     def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None):
         # Of a number Keras makes a variable, which a stock optimizer would load for its own.
         super().__init__(learning_rate=lambda: 0.0, name=name)
-        for option in [each for each in vars(self) if not each.startswith("_")]:
-            if option not in {"name", "built"}:
-                delattr(self, option)
+        for option in {each for each in vars(self) if each[0] != "_"} - {"name", "built"}:
+            delattr(self, option)
         self.inner = inner_optimizer
 
     def __getattr__(self, name: str) -> Any:
@@ -81,8 +80,7 @@ def unbuilt_copy(optimizer: Any) -> Any:
     """
     nested = list(nested_optimizers(optimizer))
     memo: dict[int, Any] = {id(each): object.__new__(type(each)) for each in nested}
-    for each in nested:
-        memo[id(each._distribution_strategy)] = tf.distribute.get_strategy()
+    memo |= {id(each._distribution_strategy): tf.distribute.get_strategy() for each in nested}
     for each in nested:
         # A function in the place of a method leads to the original, and is left out.
         held = {

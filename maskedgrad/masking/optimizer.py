@@ -24,7 +24,7 @@ from maskedgrad.masking.inner import (
 from maskedgrad.masking.masking import Masking
 from maskedgrad.masking.row_ids import RowIds
 from maskedgrad.masking.tracing import fail_if_run, outside_of_graphs, trace_again
-from maskedgrad.masking.variables import read_sparsely, read_whole_if_tied, reads_sparsely
+from maskedgrad.masking.variables import SparselyRead, read_sparsely, read_whole_if_tied
 from maskedgrad.rows import AlongAxis, MaskedTable, RowLearningRates, TrainableRows
 from maskedgrad.rows.asked import Asked
 from maskedgrad.rows.gradients import Gradient, check_number
@@ -219,7 +219,7 @@ class MaskedOptimizer(OptionsOfInner):
         variables = list(variables)
         tables = self._asked.tables(variables)
         check_unbuilt(self.inner_optimizer)
-        was_read_densely = not all(reads_sparsely(table.variable) for table in tables)
+        was_read_densely = not all(isinstance(table.variable, SparselyRead) for table in tables)
         self.prepare(variables)
         outside_of_graphs(lambda: self._build(tables), tf.distribute.get_strategy())
         if self.built and was_read_densely:
@@ -266,8 +266,8 @@ class MaskedOptimizer(OptionsOfInner):
         read_whole_if_tied(grads, variables)
         if self._masking is None:
             fail_if_run()
-            return
-        self._masking.step(grads, variables)
+        else:
+            self._masking.step(grads, variables)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Gradient, Any]]) -> Any:
         """Applies pairs of gradient and variable, and returns `iterations`."""

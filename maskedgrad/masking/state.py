@@ -75,9 +75,6 @@ class RowState:
 
     def follow_rows(self, optimizer: Any, tables: Sequence[CompactTable]) -> None:
         """Lets the state of the optimizer, built now, and its compact variables change length."""
-        state = optimizer.variables
-        if not self._problem and len(state) != len(self._axes):
-            self._problem = "its state is chosen by the sizes of variables"
         self._problem = self._problem or self.length_problem(optimizer, tables)
         if self._problem and any(table.is_lazy for table in tables):
             raise _cannot_be_lazy(self._problem)
@@ -91,6 +88,8 @@ class RowState:
 
     def length_problem(self, optimizer: Any, tables: Sequence[CompactTable]) -> str:
         """Which state has not one entry for each row that trains; empty if all has."""
+        if not self._problem and len(optimizer.variables) != len(self._axes):
+            return "its state is chosen by the sizes of variables"
         with tf.init_scope():
             for variable, axis in self.of(optimizer):
                 if variable.shape[axis.axis] != tables[axis.table].ids.shape[0]:

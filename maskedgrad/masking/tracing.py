@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 import tensorflow as tf
@@ -27,24 +28,21 @@ def outside_of_graphs(
     once the tables hold values, from the second trace on, where TensorFlow makes no
     variable, not even in `tf.init_scope`. Another thread can: it knows of no graph.
     """
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    result: Future[Result] = Future()
     device = tf.zeros([]).device or None  # in a graph it is empty, where no scope names one
 
     def call_in_scope() -> None:
         try:
             with strategy.scope() if strategy else contextlib.nullcontext(), tf.device(device):
-                results.append(function())
+                result.set_result(function())
         except BaseException as error:
-            errors.append(error)
+            result.set_exception(error)
 
     # No executor: those refuse work once the main thread has ended, as it may have.
     thread = threading.Thread(target=call_in_scope)
     thread.start()
     thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return result.result()
 
 
 def trace_again() -> None:
@@ -82,10 +80,8 @@ def fail_if_run() -> None:
 
     TensorFlow traces it again once they do, and runs what it traced then.
     """
-    tf.debugging.Assert(
-        False,
-        [
-            "The tables held no value yet when MaskedOptimizer was built. "
-            "Build the model and the optimizer before this function is called."
-        ],
+    advice = (
+        "The tables held no value yet when MaskedOptimizer was built. "
+        "Build the model and the optimizer before this function is called."
     )
+    tf.debugging.Assert(False, [advice])

@@ -46,13 +46,8 @@ def read_sparsely(table: keras.Variable) -> None:
     # The class changes, and no attribute: so a copy of the variable looks up in itself.
     if type(table) is keras.Variable:
         table.__class__ = SparselyReadVariable
-    elif not reads_sparsely(table):
+    elif not isinstance(table, SparselyRead):
         table.__class__ = type(type(table).__name__, (SparselyRead, type(table)), {})
-
-
-def reads_sparsely(table: keras.Variable) -> bool:
-    """Whether `read_sparsely` has been called for a table."""
-    return isinstance(table, SparselyRead)
 
 
 def read_whole_if_tied(gradients: Iterable[Any], variables: Iterable[Any]) -> None:
@@ -62,7 +57,7 @@ def read_whole_if_tied(gradients: Iterable[Any], variables: Iterable[Any]) -> No
     that follows an access to its rows alone, until `share_reads` is called.
     """
     for gradient, variable in zip(gradients, variables, strict=True):
-        is_tied = isinstance(gradient, tf.Tensor) and reads_sparsely(variable)
+        is_tied = isinstance(gradient, tf.Tensor) and isinstance(variable, SparselyRead)
         if is_tied and not variable._is_read_whole and not is_compiled_by_xla():
             variable._is_read_whole = True
             trace_again()

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from maskedgrad.masking.tables import read_rows, row_reader, same_bits, write_rows
-from maskedgrad.masking.variables import read_sparsely, reads_sparsely
+from maskedgrad.masking.variables import SparselyRead, read_sparsely
 from maskedgrad.messages import shorten
 from maskedgrad.patches.table import (
     InPlace,
@@ -126,7 +126,7 @@ def _look_up_sparsely(model: keras.Model, variables: Sequence[keras.Variable]) -
     See `read_sparsely`. What the model has traced reads densely, so it traces
     again; where it is training this goes on with the next step.
     """
-    dense = [variable for variable in variables if not reads_sparsely(variable)]
+    dense = [variable for variable in variables if not isinstance(variable, SparselyRead)]
     for variable in dense:
         read_sparsely(variable)
     for kind in ("train", "test", "predict"):
