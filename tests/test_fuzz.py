@@ -758,6 +758,7 @@ def test_a_config_of_trainable_rows_speaks_of_each_table_once():
     ("change", "message"),
     [
         ({"name": ...}, "without .'name'."),
+        ({"lazy": ..., "row_learning_rates": ...}, "without .'lazy', 'row_learning_rates'."),
         ({"inner_optimizer": {"config": {}}}, "Keras makes nothing"),
     ],
 )

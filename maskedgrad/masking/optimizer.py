@@ -358,19 +358,19 @@ class MaskedOptimizer(OptionsOfInner):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MaskedOptimizer":
         """The inverse of `get_config`. Raises a `TypeError` or `ValueError` for anything else."""
-        absent = {"name", "inner_optimizer", "trainable_rows"} - set(config)
-        if absent:
+        options = {"name", "inner_optimizer", "trainable_rows", "row_learning_rates", "lazy"}
+        if absent := sorted(options - set(config)):
             raise ValueError(
-                "The config of a `MaskedOptimizer` must have a name, inner_optimizer and "
-                f"trainable_rows. Received one without {sorted(absent)}"
+                f"The config of a `MaskedOptimizer` must have all of {sorted(options)}. "
+                f"Received one without {absent}"
             )
         make, inner = keras.saving.deserialize_keras_object, config["inner_optimizer"]
         return cls(
             made(make, inner, custom_objects=custom_objects),
             decode_trainable_rows(config["trainable_rows"]),
             name=config["name"],
-            row_learning_rates=decode_row_learning_rates(config.get("row_learning_rates", [])),
-            lazy=config.get("lazy", False),
+            row_learning_rates=decode_row_learning_rates(config["row_learning_rates"]),
+            lazy=config["lazy"],
         )
 
     def save_own_variables(self, store: Any) -> None:

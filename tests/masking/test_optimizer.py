@@ -324,6 +324,20 @@ def test_the_optimizer_inside_others_is_found():
     assert masked_optimizer_in(None) is None
 
 
+def test_its_text_tells_the_rows_before_and_after_it_is_built():
+    layer = built_layer()
+    optimizer = MaskedOptimizer("sgd", {"words/embeddings": [1, 4]})
+    assert repr(optimizer) == "MaskedOptimizer(SGD, {'words/embeddings': [1, 4]})"
+    optimizer.build([layer.embeddings])
+    tables = "[MaskedTable('words/embeddings', Rows('1,4', num_rows=6))]"
+    assert repr(optimizer) == f"MaskedOptimizer(SGD, {tables})"
+
+
+def test_all_that_it_has_is_listed_but_what_keras_would_save_for_a_scalers():
+    optimizer = MaskedOptimizer("adam", {built_layer(): IDS})
+    assert set(object.__dir__(optimizer)) - set(dir(optimizer)) == {"inner_optimizer"}
+
+
 def test_rows_are_counted_as_chosen_by_build_and_by_each_change():
     layer = built_layer()
     optimizer = MaskedOptimizer("sgd", {layer: IDS})
@@ -466,10 +480,11 @@ def test_a_wrapped_wrapper_is_refused(wrap):
         MaskedOptimizer(wrap(inner), {built_layer(): IDS})
 
 
-def test_a_built_inner_optimizer_is_refused():
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_built_inner_optimizer_is_refused(lazy):
     layer = built_layer()
     inner = keras.optimizers.Adam()
-    optimizer = MaskedOptimizer(inner, {layer: IDS})
+    optimizer = MaskedOptimizer(inner, {layer: IDS}, lazy=lazy)
     inner.build([layer.embeddings])
     with pytest.raises(ValueError, match="not be built yet"):
         optimizer.build([layer.embeddings])
