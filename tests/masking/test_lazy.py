@@ -289,10 +289,12 @@ def test_the_trial_tells_who_moves_rows_without_a_gradient(make):
     assert_same_bits(tables[0], tables[1], "the table")
 
 
-def test_an_optimizer_that_is_told_to_decay_later_decays_all_rows():
+@pytest.mark.parametrize("clipvalue", [0.5, 0.1])
+def test_an_optimizer_that_is_told_to_decay_later_decays_all_rows(clipvalue):
     table = table_of()
-    optimizer = MaskedOptimizer(keras.optimizers.SGD(0.1), {"table": [1, 2]})
+    optimizer = MaskedOptimizer(keras.optimizers.SGD(0.1, clipvalue=0.5), {"table": [1, 2]})
     optimizer.build([table])
+    optimizer.inner_optimizer.clipvalue = clipvalue
     optimizer.inner_optimizer.weight_decay = 0.5
     before = table.numpy()
     optimizer.apply([slices_of([1], np.random.default_rng(0))], [table])
@@ -496,6 +498,24 @@ def test_masks_come_and_go(name, jit_compile):
     assert np.flatnonzero(all_to_some).tolist() == list(range(4, 9))
 
 
+@pytest.mark.parametrize(("name", "lazy"), [("adam", True), ("adagrad", False)])
+def test_each_of_two_tables_is_stepped_with_its_own_state(name, lazy):
+    """As by an optimizer of its own. Their batches look up other rows, at other places."""
+    rows, looked_up = [range(3, 18), range(1, 9)], [[17, 4, 4, 9], [2, 7]]
+    together, alone = [[table_of(name=each) for each in ("one", "other")] for _ in range(2)]
+    given = [{table.path: ids} for table, ids in zip(together, rows, strict=True)]
+    optimizer = MaskedOptimizer(name, given[0] | given[1], lazy=lazy)
+    of_each = [MaskedOptimizer(name, each, lazy=lazy) for each in given]
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        slices = [slices_of(ids, random) for ids in looked_up]
+        optimizer.apply(slices, together)
+        for single, each, table in zip(of_each, slices, alone, strict=True):
+            single.apply([each], [table])
+    for one, other in zip(together, alone, strict=True):
+        assert_same_bits(one, other, one.path)
+
+
 @pytest.mark.parametrize("cls", some_optimizer_classes())
 def test_all_rows_train_as_in_a_stock_model(cls):
     masked, words = model_of(lambda words: MaskedOptimizer(cls(), {words: slice(None)}))
@@ -506,21 +526,33 @@ def test_all_rows_train_as_in_a_stock_model(cls):
     assert_same_bits(words.get_weights()[0], table.get_weights()[0], "the table")
 
 
-class KeepsAnotherNumberForMany(keras.optimizers.SGD):
-    """Keeps one number for all of a large table, and one for each row of a small one."""
+class KeepsOtherStateForMany(keras.optimizers.SGD):
+    """Keeps state of other shapes for a table of ten rows or more."""
+
+    def __init__(self, of_few, of_many):
+        super().__init__(0.1)
+        self.shapes_of = lambda num_rows: of_many if num_rows >= 10 else of_few(num_rows)
 
     def build(self, variables):
         super().build(variables)
-        self.counts = [
-            self.add_variable(variable.shape[:1] if variable.shape[0] < 10 else (1,), name="count")
-            for variable in variables
-        ]
+        shapes = [shape for each in variables for shape in self.shapes_of(each.shape[0])]
+        self.counts = [self.add_variable(shape, name="count") for shape in shapes]
 
 
+@pytest.mark.parametrize(
+    ("of_few", "of_many"),
+    [
+        (lambda n: [(n,)], [(1,)]),
+        (lambda n: [(1,)], [(1,), (1,)]),
+        (lambda n: [(1,), (1,)], [(1,)]),
+    ],
+    ids=["another shape", "more", "less"],
+)
 @pytest.mark.parametrize("lazy", [False, True])
-def test_state_that_is_chosen_by_size_is_not_taken_for_that_of_rows(lazy):
+def test_state_that_is_chosen_by_size_is_not_taken_for_that_of_rows(lazy, of_few, of_many):
     table, random = table_of(), np.random.default_rng(0)
-    optimizer = MaskedOptimizer(KeepsAnotherNumberForMany(), {"table": range(2, 18)}, lazy=lazy)
+    inner = KeepsOtherStateForMany(of_few, of_many)
+    optimizer = MaskedOptimizer(inner, {"table": range(2, 18)}, lazy=lazy)
     if lazy:
         with pytest.raises(ValueError, match="lazy"):
             optimizer.build([table])
