@@ -394,6 +394,6 @@ def test_state_of_other_rows_than_train_moves_no_table(saved, before, tmp_path):
     with pytest.raises((ValueError, tf.errors.OpError)):
         load(model).assert_consumed()
     values = table.numpy()
-    with pytest.raises((ValueError, tf.errors.OpError)):
+    with pytest.raises(ValueError, match="must be of the rows that train"):
         train(model)
     assert_same_bits(table, values, "the table")
