@@ -54,6 +54,24 @@ class ByNumberOfRows(Kept):
         return self.add_variable(variable.shape if variable.shape[0] < 4 else (1,), name="size")
 
 
+class LongerByNumberOfRows(Kept):
+    def keep(self, variable):
+        num_rows = variable.shape[0]
+        return self.add_variable((num_rows + (num_rows >= 4), 4), name="longer")
+
+
+class MoreByNumberOfRows(Kept):
+    def keep(self, variable):
+        number = 2 if variable.shape[0] >= 4 else 1
+        return [self.add_variable(variable.shape, name="more") for _ in range(number)]
+
+
+class FewerByNumberOfRows(Kept):
+    def keep(self, variable):
+        number = 1 if variable.shape[0] >= 4 else 2
+        return [self.add_variable(variable.shape, name="fewer") for _ in range(number)]
+
+
 class ByWidth(Kept):
     def keep(self, variable):
         if variable.shape[-1] >= 4:
@@ -64,6 +82,11 @@ class ByWidth(Kept):
 class PythonNumber(Kept):
     def keep(self, variable):
         return 1 / variable.shape[0]
+
+
+class PythonCount(Kept):
+    def keep(self, variable):
+        return variable.shape[0]
 
 
 class VariableNumber(Kept):
@@ -77,13 +100,16 @@ class Padded(Kept):
 
 
 @pytest.mark.parametrize("rows", [[2, 3, 4], [1, 2, 3, 4]], ids=["as many", "more"])
-@pytest.mark.parametrize("cls", [Flat, Square, PythonNumber, VariableNumber, Padded])
+@pytest.mark.parametrize("cls", [Flat, Square, PythonNumber, PythonCount, VariableNumber, Padded])
 def test_state_that_cannot_follow_is_refused_before_anything_changes(cls, rows):
     assert_refused(cls, rows)
 
 
-def test_state_that_is_chosen_by_the_number_of_rows_is_refused_where_that_changes():
-    assert_refused(ByNumberOfRows, [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "cls", [ByNumberOfRows, LongerByNumberOfRows, MoreByNumberOfRows, FewerByNumberOfRows]
+)
+def test_state_that_is_chosen_by_the_number_of_rows_is_refused_where_that_changes(cls):
+    assert_refused(cls, [1, 2, 3, 4])
 
 
 def assert_refused(cls, rows):

@@ -408,7 +408,7 @@ def test_a_lazy_model_goes_on_where_it_was_saved(tmp_path):
     )
     weights.optimizer.build(weights.trainable_variables)
     weights.load_weights(tmp_path / "model.weights.h5")
-    assert loaded.optimizer.lazy
+    assert loaded.optimizer.lazy is True
     for each in (model, loaded, weights):
         each.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
         assert_same_bits(each.get_weights()[0], model.get_weights()[0], "the table")
