@@ -344,6 +344,58 @@ def test_a_tied_output_makes_no_gradient_of_the_table(by_layer, model_class):
     assert_no_gradient_is_made_of(words.embeddings, model, frozen, batch)
 
 
+# The output of these shares the memory of their input.
+SHARING = {"Identity", "Reshape", "ExpandDims", "Squeeze"}
+
+
+def those_that_compute_with(tensor) -> Iterator[tf.Operation]:
+    for op in tensor.consumers():
+        if op.type in SHARING:
+            yield from those_that_compute_with(op.outputs[0])
+        else:
+            yield op
+
+
+def those_before(op) -> set[str]:
+    """The names of the operations that must have ended before one begins."""
+    found, left = set(), [op]
+    while left:
+        op = left.pop()
+        before = [*op.control_inputs, *(tensor.op for tensor in op.inputs)]
+        left += [each for each in before if each.name not in found]
+        found |= {each.name for each in before}
+    return found
+
+
+def test_no_read_of_a_whole_table_lasts_until_its_rows_are_written():
+    """Or TensorFlow copies the table for the write, if that comes first by chance.
+
+    The gradient of the table needs no read of it here, but that of the other kernel does.
+    """
+    table, kernel = [
+        keras.Variable(np.ones((size, 8), "float32"), name=name)
+        for size, name in ((NUM_ROWS, "table"), (4, "kernel"))
+    ]
+    optimizer = MaskedOptimizer("adam", {"table": IDS})
+    batch = tf.ones([2, 4]), tf.constant([IDS[0], 1])
+
+    def step(inputs, labels):
+        with tf.GradientTape() as tape:
+            loss = NEXT(labels, tf.matmul(tf.matmul(inputs, kernel), table, transpose_b=True))
+        gradients = tape.gradient(loss, [table.value, kernel.value])
+        optimizer.apply(gradients, [table, kernel])
+
+    step(*batch)
+    graph = tf.function(step, autograph=False).get_concrete_function(*batch).graph
+    operations = graph.get_operations()
+    (written,) = [op for op in operations if op.type == "ResourceScatterUpdate"]
+    handle = written.inputs[0]
+    reads = [op for op in handle.consumers() if op.type == "ReadVariableOp"]
+    lasting = {op.name for read in reads for op in those_that_compute_with(read.outputs[0])}
+    assert len(lasting) > 1
+    assert lasting <= those_before(written)
+
+
 def memory_of(table) -> tuple[int, bool]:
     """Where a table lies in memory, and whether dense reads share that memory."""
     first, second = table.value.read_value(), table.value.read_value()

@@ -95,12 +95,28 @@ class VariableNumber(Kept):
 
 
 class Padded(Kept):
+    num_more = 1
+
     def keep(self, variable):
-        return self.add_variable((variable.shape[0] + 1, 4), name="padded")
+        return self.add_variable((variable.shape[0] + self.num_more, 4), name="padded")
+
+
+class PaddedByTwo(Padded):
+    num_more = 2
+
+
+class PaddedByFour(Padded):
+    num_more = 4
 
 
 @pytest.mark.parametrize("rows", [[2, 3, 4], [1, 2, 3, 4]], ids=["as many", "more"])
-@pytest.mark.parametrize("cls", [Flat, Square, PythonNumber, PythonCount, VariableNumber, Padded])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        *(Flat, Square, PythonNumber, PythonCount, VariableNumber),
+        *(Padded, PaddedByTwo, PaddedByFour),
+    ],
+)
 def test_state_that_cannot_follow_is_refused_before_anything_changes(cls, rows):
     assert_refused(cls, rows)
 
@@ -407,6 +423,22 @@ def test_what_an_optimizer_that_treats_slices_in_its_own_way_is_given(rows, lazy
         gradient = tf.IndexedSlices(ones, tf.constant([list(rows).index(row)]), shape)
         bare.apply([gradient if is_given_slices else tf.convert_to_tensor(gradient)], [bare_table])
     assert_same_bits(table.numpy()[list(rows)], bare_table, "the rows that train")
+
+
+class TakesNoSlices(Kept):
+    def keep(self, variable):
+        return None
+
+    def update_step(self, gradient, variable, learning_rate):
+        variable.assign_sub(gradient * 0.5)  # slices have no product
+
+
+def test_an_optimizer_that_takes_no_slices_is_given_none_where_all_rows_train():
+    table = keras.Variable(VALUES, name="table")
+    optimizer = MaskedOptimizer(TakesNoSlices(), {"table": range(6)})
+    slices = tf.IndexedSlices(tf.ones([2, 4]), tf.constant([1, 1]), tf.constant([6, 4]))
+    optimizer.apply([slices], [table])
+    assert_same_bits(table.numpy()[1], VALUES[1] - 1, "the row that is looked up twice")
 
 
 def test_a_checkpoint_of_a_masked_optimizer_has_no_learning_rate_for_a_stock_one(tmp_path):
