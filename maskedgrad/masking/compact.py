@@ -53,7 +53,7 @@ class CompactTable:
     have learning rates of their own: variables that a step reads.
     """
 
-    def __init__(self, table: MaskedTable, has_multipliers: bool, is_lazy: bool = False):
+    def __init__(self, table: MaskedTable, has_multipliers: bool, is_lazy: bool):
         self.variable, self.axis, self.is_lazy = table.variable, table.axis, is_lazy
         read_sparsely(self.variable)
         self.ids = _number_for_each_row(table, table.rows.ids, "int64", "trainable_rows")

@@ -11,7 +11,7 @@ import tensorflow as tf
 from maskedgrad.distribute.one_device import apply_alone
 from maskedgrad.distribute.workers import check_workers_agree, spans_workers
 from maskedgrad.masking.compact import CompactTable, StepRows
-from maskedgrad.masking.inner import check_unbuilt, nested_optimizers
+from maskedgrad.masking.inner import nested_optimizers
 from maskedgrad.masking.state import RowState
 from maskedgrad.masking.tables import chunks_of_rows, digest_of_rows
 from maskedgrad.rows.asked import Asked
@@ -54,7 +54,6 @@ class Masking:
             var_list, var_names = asked.decay_exclusions
             for optimizer in nested_optimizers(inner_optimizer):
                 optimizer.exclude_from_weight_decay(self.compact_variables(var_list), var_names)
-        check_unbuilt(inner_optimizer)  # once more, since its copies were built, and may share
         with self._holding([table.trainable_rows() for table in self.tables]):
             inner_optimizer.build(self.compact_variables(self.variables))
         self._state.follow_rows(inner_optimizer, self.tables)

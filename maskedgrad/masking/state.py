@@ -59,13 +59,12 @@ class RowState:
         optimizer: keras.optimizers.Optimizer,
         variables: Sequence[keras.Variable],
         tables: Sequence[MaskedTable],
-        is_lazy: bool = False,
+        is_lazy: bool,
     ):
         self._variables, self._tables = list(variables), list(tables)
         self._axes: list[RowAxis | None] = []
         self._problem = ""
         self._any_length = False
-        self._steps = RowSteps("", keeps_idle_rows=False)
         # In a thread that is in the scope of no strategy: a trial needs one device.
         outside_of_graphs(lambda: self._try_out(optimizer, is_lazy))
         if is_lazy:

@@ -1,6 +1,7 @@
 """The set of trainable rows changes: rows move only while they train, and start fresh."""
 
 import itertools
+import threading
 
 import keras
 import numpy as np
@@ -10,6 +11,9 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from maskedgrad import MaskedModel, MaskedOptimizer, Rows
+from maskedgrad.masking.compact import CompactTable
+from maskedgrad.masking.masking import Masking
+from maskedgrad.masking.variables import RowVariable
 from maskedgrad.testing import (
     TABLE_PATH,
     Table,
@@ -46,6 +50,62 @@ def test_a_row_moves_only_in_steps_in_which_it_trains(data):
             reject()  # Keras does not mix these dtypes, wrapped or not
         after = variables[0].numpy()
         assert_same_bits(after[now.frozen], now.values[now.frozen], "frozen rows")
+
+
+# What writes when rows change.
+WRITING = {
+    function.__code__
+    for function in (
+        *(Masking.change_rows, Masking._take),
+        *(CompactTable.take_rows, RowVariable.assign_rows),
+    )
+}
+
+
+class ErrorAtLine:
+    """A context in which memory is out once, at the n-th line of what writes, in new threads."""
+
+    def __init__(self, number):
+        self.num_left = number
+
+    def __enter__(self):
+        threading.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_):
+        threading.settrace(None)
+
+    def trace(self, frame, event, _):
+        if frame.f_code not in WRITING:
+            return None
+        if event == "line":
+            self.num_left -= 1
+            if self.num_left == -1:
+                raise MemoryError
+        return self.trace
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_an_error_at_any_line_of_a_change_leaves_all_as_it_was(lazy):
+    table = keras.Variable(VALUES, name="table")
+    rates = {"table": {0.5: [1], 0.1: [4]}}
+    optimizer = MaskedOptimizer("adam", {"table": [1, 2]}, row_learning_rates=rates, lazy=lazy)
+    slices = tf.IndexedSlices(tf.ones((2, 2)), tf.constant([1, 2]), tf.constant([6, 2]))
+    optimizer.apply([slices], [table])
+    before = [variable.numpy() for variable in [table, *optimizer.variables]]
+    for number in itertools.count():
+        try:
+            with ErrorAtLine(number):
+                optimizer.set_trainable_rows({"table": [2, 4, 5]})
+        except MemoryError:
+            assert optimizer.trainable_rows == {"table": Rows([1, 2], 6)}
+            now = [variable.numpy() for variable in [table, *optimizer.variables]]
+            for one, other in zip(now, before, strict=True):
+                assert_same_bits(one, other, f"with an error at line {number}")
+        else:
+            break
+    assert number > 20
+    assert optimizer.trainable_rows == {"table": Rows([2, 4, 5], 6)}
 
 
 @given(sets=st.lists(row_sets(6), min_size=2, max_size=5), seed=st.integers(0, 2**32 - 1))
