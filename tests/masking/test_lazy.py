@@ -242,6 +242,24 @@ class MovesAllRows(keras.optimizers.SGD):
         self.assign(variable, keras.ops.where(is_due, variable * 0.5, variable))
 
 
+class StepsNoSmallTable(MovesAllRows):
+    """Moves rows that have no gradient, but of ten rows or more; of fewer it says nothing."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        if (variable.shape[0] or 10) < 10:
+            raise ValueError
+        super().update_step(gradient, variable, learning_rate)
+
+
+class BuildsNoSmallTable(MovesAllRows):
+    """The same, and says nothing as soon as it is built."""
+
+    def build(self, variables):
+        if any(variable.shape[0] < 10 for variable in variables):
+            raise ValueError
+        super().build(variables)
+
+
 class MixesRows(keras.optimizers.SGD):
     """Moves each row by the mean of all rows' gradients too."""
 
@@ -269,6 +287,8 @@ class MixesRowsInFloat32(MixesRows):
     [
         MovesAllRows,
         lambda: MovesAllRows(every=5),
+        StepsNoSmallTable,
+        BuildsNoSmallTable,
         MixesRows,
         InFloat32,
         MixesRowsInFloat32,
@@ -306,6 +326,8 @@ def test_an_optimizer_that_is_told_to_decay_later_decays_all_rows(clipvalue):
     [
         (MixesRows, "depends on other rows"),
         (MixesRowsInFloat32, "depends on other rows"),
+        (StepsNoSmallTable, "cannot: ValueError"),
+        (BuildsNoSmallTable, "cannot: ValueError"),
         (lambda: keras.optimizers.Adam(use_ema=True), "use_ema"),
         (lambda: keras.optimizers.Adam(gradient_accumulation_steps=2), "accumulation"),
     ],
