@@ -69,11 +69,11 @@ class ErrorAtLine:
         self.num_left = number
 
     def __enter__(self):
+        self.before = threading.gettrace()
         threading.settrace(self.trace)
-        return self
 
     def __exit__(self, *_):
-        threading.settrace(None)
+        threading.settrace(self.before)
 
     def trace(self, frame, event, _):
         if frame.f_code not in WRITING:
