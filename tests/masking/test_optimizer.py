@@ -333,7 +333,8 @@ def test_its_text_tells_the_rows_before_and_after_it_is_built():
     assert repr(optimizer) == f"MaskedOptimizer(SGD, {tables})"
 
 
-def test_all_that_it_has_is_listed_but_what_keras_would_save_for_a_scalers():
+def test_every_name_is_listed_but_the_one_that_a_loss_scaler_has_too():
+    """Keras saves what it finds listed by its name, and each would take the other's state."""
     optimizer = MaskedOptimizer("adam", {built_layer(): IDS})
     assert set(object.__dir__(optimizer)) - set(dir(optimizer)) == {"inner_optimizer"}
 
